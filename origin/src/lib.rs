@@ -8,7 +8,7 @@
 //! ```
 //!
 //! [`service`] assembles these parts. [`fleet`] tracks the agents. [`admin`] and [`cli`] answer operators,
-//! [`http`] answers monitors.
+//! [`http`] answers monitors, [`page`] people.
 
 mod backup;
 pub mod cli;
@@ -20,6 +20,7 @@ mod metrics;
 #[cfg(test)]
 mod namespace;
 mod overlap;
+mod page;
 mod publish;
 pub mod service;
 mod state;

@@ -24,7 +24,6 @@ use crate::admin::offline::DataDirectory;
 pub use crate::commit::Trigger;
 use crate::commit::{CollectionGate, Committer, Parts, Sealer};
 use crate::fleet::Fleet;
-use crate::http::health::health;
 use crate::http::metrics;
 use crate::keys::{Keys, KeysError};
 use crate::overlap;
@@ -215,20 +214,13 @@ impl Origin {
             publish,
             watch,
         };
+        let directory =
+            Arc::new(DataDirectory::new(store.clone(), keys.clone(), gate, Some(options.tree.clone())));
         if let Some(http) = http {
-            let state = state.clone();
-            let sources = metrics::Sources {
-                state: state.clone(),
-                store: store.clone(),
-                keys: keys.clone(),
-                data: options.data.clone(),
-            };
-            let answer = move || health(&state.snapshot());
-            let pages = syncd_runtime::health::page(answer)
-                .merge(syncd_runtime::metrics::page(move || metrics::registry(&sources)));
+            let sources = metrics::Sources { state: state.clone(), store, keys, data: options.data };
+            let pages = crate::http::pages(sources, directory.clone(), http_address);
             tasks.spawn(syncd_runtime::health::serve(http, pages, shutdown.clone()));
         }
-        let directory = Arc::new(DataDirectory::new(store, keys, gate, Some(options.tree.clone())));
         let answering = Admin { directory, committer: committer.clone(), fleet: fleet.clone(), state };
         tasks.spawn(answering.serve(admin, shutdown.clone()));
         let health = http_address.map(tracing::field::display);
