@@ -1,7 +1,8 @@
 //! Protocol between commands and a running agent, over `ROOT/state/agent.sock`.
 //!
 //! A request is one line of JSON. The answer consists of lines of JSON. The last one is [`Reply::Verified`],
-//! [`Reply::Status`], [`Reply::Adopted`] or [`Reply::Error`]. The socket has mode 0600, and every user who
+//! [`Reply::Status`], [`Reply::Ordered`],
+//! [`Reply::Adopted`] or [`Reply::Error`]. The socket has mode 0600, and every user who
 //! may open it may send requests.
 
 use std::path::{Path, PathBuf};
@@ -20,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::renew::Keeper;
 use crate::session::Handle;
-use crate::session::worker::Verified;
+use crate::session::worker::{Decision, Verified};
 use crate::status::AgentStatus;
 
 /// Largest number of clients at a time.
@@ -47,6 +48,8 @@ pub enum Request {
     Status,
     /// `verify`.
     Verify,
+    /// `drain`, `undrain`, `pin`, `unpin`, `accept`.
+    Order(Order),
     /// `trust`.
     PinRoot {
         /// Fingerprint of the root key.
@@ -57,6 +60,35 @@ pub enum Request {
         /// The identity's text, as it is stored.
         identity: String,
     },
+}
+
+/// An order that a person gives on the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "order", rename_all = "snake_case")]
+pub enum Order {
+    Drain,
+    Undrain,
+    /// `None`: the live generation.
+    Pin {
+        generation: Option<u64>,
+    },
+    Unpin,
+    /// Forget a refusal.
+    Accept {
+        generation: u64,
+    },
+}
+
+impl From<Order> for Decision {
+    fn from(order: Order) -> Self {
+        match order {
+            Order::Drain => Self::Drain(true),
+            Order::Undrain => Self::Drain(false),
+            Order::Pin { generation } => Self::Pin(generation),
+            Order::Unpin => Self::Unpin,
+            Order::Accept { generation } => Self::Accept(generation),
+        }
+    }
 }
 
 /// One line of an answer.
@@ -71,6 +103,8 @@ pub enum Reply {
     Verified(Verified),
     /// Answer to `join` and `trust`: the new identity is stored and in use.
     Adopted,
+    /// The order is durable.
+    Ordered,
     /// The request failed.
     Error {
         /// One line that says what to do next.
@@ -103,6 +137,7 @@ async fn answer(mut client: LocalConnection, session: Handle, keeper: Arc<Keeper
             client.respond(&Reply::Status(Box::new(with_warning(status, keeper).await))).await
         }
         Ok(Request::Verify) => verify(&mut client, &session).await,
+        Ok(Request::Order(order)) => client.respond(&give(order, &session).await).await,
         Ok(Request::PinRoot { root }) => client.respond(&pin_root(keeper, root).await).await,
         Ok(Request::Adopt { identity }) => client.respond(&adopt(keeper, identity).await).await,
         Err(error) => client.respond(&Reply::Error { message: error.to_string() }).await,
@@ -116,6 +151,17 @@ async fn answer(mut client: LocalConnection, session: Handle, keeper: Arc<Keeper
 async fn with_warning(status: AgentStatus, keeper: Arc<Keeper>) -> AgentStatus {
     let looked = tokio::task::spawn_blocking(move || own_directory::closed(keeper.root())).await;
     AgentStatus { warning: looked.unwrap_or_default(), ..status }
+}
+
+async fn give(order: Order, session: &Handle) -> Reply {
+    match session.order(order.into()).await {
+        Some(Ok(())) => {
+            tracing::info!(?order, "a person has given an order on this node");
+            Reply::Ordered
+        }
+        Some(Err(failure)) => Reply::Error { message: failure.reason },
+        None => Reply::Error { message: "the agent stopped: try again when it runs".into() },
+    }
 }
 
 async fn pin_root(keeper: Arc<Keeper>, root: String) -> Reply {

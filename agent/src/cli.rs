@@ -3,37 +3,30 @@
 
 #![cfg_attr(not(test), expect(clippy::disallowed_methods, reason = "paths of the operator"))]
 
+mod arguments;
 mod configuration;
+mod orders;
 
 use std::ffi::OsString;
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, Parser};
 use indicatif::HumanBytes;
-use syncd_runtime::bucket::BucketUrl;
 use syncd_runtime::local_socket;
-use syncd_runtime::manual::Shell;
 use syncd_runtime::output::note;
-use syncd_runtime::rate::Rate;
-use syncd_runtime::settings::ConfigAction;
 use syncd_runtime::signals::Signals;
 use syncd_runtime::version::version;
 use syncd_runtime::{act_as, config_file, manual, output, supervisor};
-use syncd_shared::address::listen_address;
-use syncd_shared::identity::{AgentName, JoinToken, RootFingerprint};
+use syncd_shared::identity::{JoinToken, RootFingerprint};
 use syncd_shared::text::{counted, error_chain};
-use syncd_shared::time_span::{parse_time, time_or_zero};
 
-use crate::admin::{self, Reply, Request, nobody_serves};
-use crate::config::{self, Owner, RunOptions};
-use crate::follow::FollowOptions;
+use self::arguments::{Command, Join, Run};
+use crate::admin::{self, Order, Reply, Request, nobody_serves};
 use crate::join::{self, JoinOptions, Joined};
 use crate::session::worker::{Display, Drifted, Verified};
-use crate::state::swap::Swap;
 use crate::status::{self, AgentStatus, Verdict};
 use crate::{offline, php, service};
 
@@ -43,219 +36,12 @@ const CONFIG: &str = "/etc/syncd/agent.toml";
 const EXIT_CODES: &str = "Exit codes: 0 success; 1 failure; 2 wrong usage; 141 standard output was closed. `status --check` \
                           has its own.\nSYNCD_LOG=debug logs more. See also: syncd-origin.";
 
-const JOIN_HELP: &str = "\
-Examples:
-  SYNCD_TOKEN=syncd1-... syncd-agent join origin.example.org:8873
-  syncd-agent join origin.example.org:8873 --token-file - < token
-
-A node whose certificate was revoked joins again with a new token, and keeps its content.";
-const RUN_HELP: &str = "\
-Examples:
-  syncd-agent run
-  syncd-agent run --on-activate 'systemctl reload apache2' --owner root:root
-
-TIME is a number with a unit, as in 500ms, 30s or 7d. RATE is bytes per second; K, M and G are \
-powers of 1,024.
-
-SIGTERM stops cleanly. SIGHUP does not reload options.";
-const TRUST_HELP: &str = "\
-Examples:
-  syncd-agent trust 6f1d... --root /var/lib/syncd/agent
-
-The keys in use stay trusted until the new root key has signed others.";
-const STATUS_HELP: &str = "\
-Examples:
-  syncd-agent status
-  syncd-agent status --check > /dev/null || echo 'look at this node'";
-const PHP_INVALIDATE_HELP: &str = "\
-Examples:
-  syncd-agent run --on-activate 'syncd-agent php-invalidate --fpm /run/php/php8.2-fpm.sock && /usr/local/lib/syncd/apache-live'
-
-Exit codes: 0 success; 1 a PHP-FPM may still run old code.";
-const CHECK_PHP_HELP: &str = "\
-Examples:
-  syncd-agent check-php --fpm /run/php/php8.2-fpm.sock
-  syncd-agent check-php --ini /etc/php/8.2/apache2
-
-Exit codes: 0 the settings suit; 1 they do not, or the check failed; 3 warnings only.";
-const VERIFY_HELP: &str = "\
-Examples:
-  syncd-agent verify --json
-
-Exit codes: 0 success, all differences healed; 1 failure, or a file could not be healed.";
-
-const CONFIG_HELP: &str = "\
-Examples:
-  syncd-agent config check
-  syncd-agent config show --config /etc/syncd/agent.toml -- --keep 3";
-const COMPLETIONS_HELP: &str = "\
-Examples:
-  syncd-agent completions bash > /usr/share/bash-completion/completions/syncd-agent";
-
 /// Keeps a full, verified, atomically switched replica of an origin's content tree.
 #[derive(Debug, Parser)]
 #[command(name = "syncd-agent", version = version(), max_term_width = 100, after_help = EXIT_CODES)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
-}
-
-#[derive(Debug, Args)]
-struct Place {
-    /// Directory of the replica. The web server reads ROOT/live.
-    #[arg(long, env = "SYNCD_ROOT", default_value = config::ROOT, value_name = "DIR")]
-    root: PathBuf,
-    /// TOML file with defaults for these options [default: /etc/syncd/agent.toml, if it exists].
-    #[arg(long, value_name = "FILE", env = "SYNCD_AGENT_CONFIG")]
-    config: Option<PathBuf>,
-}
-
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Enrol this node with a token from `syncd-origin token`.
-    #[command(after_help = JOIN_HELP)]
-    Join(Join),
-    /// Follow the origin and keep the replica up to date, until SIGTERM.
-    #[command(after_help = RUN_HELP)]
-    Run(Box<Run>),
-    /// Trust another root key of the tree, after the loss of the old one.
-    #[command(after_help = TRUST_HELP)]
-    Trust {
-        /// Fingerprint of the root key, as printed by `syncd-origin key show`.
-        fingerprint: RootFingerprint,
-        #[command(flatten)]
-        place: Place,
-    },
-    /// Show the live generation and the state of the agent.
-    #[command(after_help = STATUS_HELP)]
-    Status {
-        #[command(flatten)]
-        place: Place,
-        /// Print JSON.
-        #[arg(long)]
-        json: bool,
-        /// Exit with 1 if nothing is live or no agent runs. Exit with 3 if a newer generation may exist, or
-        /// if something is wrong.
-        #[arg(long)]
-        check: bool,
-    },
-    /// Make PHP-FPM forget cached code that has changed. For use in the on-activate hook.
-    #[command(after_help = PHP_INVALIDATE_HELP)]
-    PhpInvalidate(php::invalidate::Invalidate),
-    /// Check that the settings of PHP suit the replica of the running agent.
-    #[command(after_help = CHECK_PHP_HELP)]
-    CheckPhp {
-        #[command(flatten)]
-        place: Place,
-        #[command(flatten)]
-        check: php::check::Check,
-    },
-    /// Hash every file of the replica, and heal files that differ from the manifest.
-    #[command(after_help = VERIFY_HELP)]
-    Verify {
-        #[command(flatten)]
-        place: Place,
-        /// Print JSON.
-        #[arg(long)]
-        json: bool,
-    },
-    /// Check or show the configuration of `run`.
-    #[command(after_help = CONFIG_HELP)]
-    Config {
-        #[command(subcommand)]
-        action: ConfigAction,
-    },
-    /// Print completions for a shell.
-    #[command(after_help = COMPLETIONS_HELP)]
-    Completions { shell: Shell },
-    /// Write man pages to a directory.
-    #[command(hide = true, after_help = "Examples:\n  syncd-agent man .")]
-    Man { directory: PathBuf },
-}
-
-#[derive(Debug, Args)]
-struct Join {
-    /// Address of the origin.
-    #[arg(value_name = "HOST:PORT")]
-    address: String,
-    #[command(flatten)]
-    place: Place,
-    /// Join token. Other users can see it in the process list: prefer SYNCD_TOKEN or --token-file.
-    #[arg(long, env = "SYNCD_TOKEN", hide_env_values = true, value_name = "TOKEN")]
-    token: Option<String>,
-    /// File with the join token; `-` is standard input.
-    #[arg(long, value_name = "FILE", env = "SYNCD_TOKEN_FILE")]
-    token_file: Option<PathBuf>,
-    /// Name of the agent [default: the name that ROOT has, otherwise the host name].
-    #[arg(long, env = "SYNCD_NAME")]
-    name: Option<AgentName>,
-    /// Allow another name than ROOT has. The old name stays enrolled until it is revoked.
-    #[arg(long)]
-    rename: bool,
-}
-
-#[derive(Debug, Args)]
-struct Run {
-    #[command(flatten)]
-    place: Place,
-    /// Address of the origin [default: the address that this node joined].
-    #[arg(long, env = "SYNCD_ORIGIN", value_name = "HOST:PORT")]
-    origin: Option<String>,
-    /// Published tree to follow in place of the origin, without a join: the URL of `syncd-origin serve
-    /// --publish`, as in file:///srv/published.
-    #[arg(long, env = "SYNCD_FOLLOW", value_name = "URL", requires = "trust", conflicts_with = "origin")]
-    follow: Option<BucketUrl>,
-    /// Fingerprint of the root key whose tree is followed, as printed by `syncd-origin key show`.
-    #[arg(long, env = "SYNCD_TRUST", value_name = "FINGERPRINT", requires = "follow")]
-    trust: Option<RootFingerprint>,
-    /// Address of the health page [default: 127.0.0.1:8875].
-    #[arg(long, env = "SYNCD_AGENT_HTTP", value_name = "ADDR:PORT", value_parser = listen_address)]
-    http: Option<SocketAddr>,
-    /// How ROOT/live is switched.
-    #[arg(long, env = "SYNCD_SWAP", value_enum, default_value = "link")]
-    swap: Swap,
-    /// Number of generations to keep, the live one included.
-    #[arg(long, env = "SYNCD_KEEP", default_value_t = config::KEEP, value_name = "N",
-          value_parser = clap::value_parser!(u32).range(1..=64))]
-    keep: u32,
-    /// Time for which a tree is not reused after it was live.
-    #[arg(long, env = "SYNCD_GRACE", default_value = "150s", value_name = "TIME",
-          value_parser = parse_time)]
-    grace: Duration,
-    /// Interval at which every file of the live tree is hashed in the background, and healed if it was edited
-    /// on the node. 0 means never.
-    #[arg(long, env = "SYNCD_VERIFY_EVERY", default_value = "7d", value_name = "TIME", value_parser = time_or_zero)]
-    verify_every: Duration,
-    /// Owner of all files, as in www-data:www-data or 33:33 [default: the owners in the content tree].
-    #[arg(long, env = "SYNCD_OWNER", value_name = "USER:GROUP")]
-    owner: Option<Owner>,
-    /// Command to run with `sh -c` after each activation. Gets the changed paths on standard input.
-    #[arg(long, env = "SYNCD_ON_ACTIVATE", value_name = "CMD")]
-    on_activate: Option<String>,
-    /// Command to run with `sh -c` before each activation. If it fails, the old generation stays live.
-    #[arg(long, env = "SYNCD_BEFORE_ACTIVATE", value_name = "CMD")]
-    before_activate: Option<String>,
-    /// Time limit of a hook. A hook that takes longer is killed and counts as failed.
-    #[arg(long, env = "SYNCD_HOOK_TIMEOUT", default_value = "60s", value_name = "TIME",
-          value_parser = parse_time)]
-    hook_timeout: Duration,
-    /// Limit of the bytes per second received, as in 10M [default: unlimited]. Counts compressed bytes; the
-    /// progress shown counts content.
-    #[arg(long, env = "SYNCD_AGENT_BWLIMIT", value_name = "RATE")]
-    bwlimit: Option<Rate>,
-}
-
-impl Command {
-    /// The replica that the command may change, besides an agent that runs.
-    fn root_opened(&self) -> Option<&Path> {
-        match self {
-            Self::Join(Join { place, .. })
-            | Self::Trust { place, .. }
-            | Self::Status { place, .. }
-            | Self::Verify { place, .. } => Some(&place.root),
-            _ => None,
-        }
-    }
 }
 
 impl Cli {
@@ -290,6 +76,15 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Status { place, json, check } => status(&place.root, json, check).await,
             Command::PhpInvalidate(options) => php::invalidate::run(options).await,
             Command::CheckPhp { place, check } => check_php(&place.root, check).await,
+            Command::Drain { place } => orders::order(&place.root, Order::Drain).await,
+            Command::Undrain { place } => orders::order(&place.root, Order::Undrain).await,
+            Command::Pin { generation, place } => orders::order(&place.root, Order::Pin { generation }).await,
+            Command::Unpin { place } => orders::order(&place.root, Order::Unpin).await,
+            Command::Accept { generation, place } => {
+                orders::order(&place.root, Order::Accept { generation }).await
+            }
+            Command::Refused { place } => orders::refused(&place.root).await,
+            Command::Check { place } => orders::ready(&place.root).await,
             Command::Verify { place, json } => verify(&place.root, json).await,
             Command::Config { action } => configuration::run(action),
             Command::Completions { shell } => {
@@ -316,6 +111,7 @@ async fn enrol(join: Join) -> anyhow::Result<ExitCode> {
         token,
         name: join.name,
         rename: join.rename,
+        group: join.group,
     };
     let Joined { identity, earlier_name, is_running } = join::join(options).await?;
     output::line(identity.name())?;
@@ -342,32 +138,6 @@ fn read_token(join: &Join) -> anyhow::Result<JoinToken> {
         ),
     };
     Ok(text.trim().parse()?)
-}
-
-impl Run {
-    fn options(self) -> anyhow::Result<RunOptions> {
-        if let (Some(file), true) =
-            (&self.place.config, self.on_activate.is_some() || self.before_activate.is_some())
-        {
-            config::check_trusted(file)?;
-        }
-        Ok(RunOptions {
-            root: std::path::absolute(&self.place.root)?,
-            origin: self.origin,
-            follow: self.follow.zip(self.trust).map(|(url, root)| FollowOptions { url, root }),
-            http: self.http.unwrap_or(config::HTTP),
-            http_required: self.http.is_some(),
-            swap: Some(self.swap),
-            keep: self.keep,
-            grace: self.grace,
-            verify_every: self.verify_every,
-            owner: self.owner,
-            before_activate: self.before_activate,
-            on_activate: self.on_activate,
-            hook_timeout: self.hook_timeout,
-            bwlimit: self.bwlimit,
-        })
-    }
 }
 
 async fn run_until_signal(run: Run) -> anyhow::Result<ExitCode> {
@@ -421,6 +191,17 @@ async fn trust(root: &Path, fingerprint: RootFingerprint) -> anyhow::Result<Exit
     Ok(ExitCode::SUCCESS)
 }
 
+/// Status of the running agent, or of the replica.
+async fn current_status(root: &Path) -> anyhow::Result<AgentStatus> {
+    match running_status(root).await? {
+        Some(status) => Ok(status),
+        None => {
+            let root = std::path::absolute(root)?;
+            Ok(tokio::task::spawn_blocking(move || offline::status(&root)).await??)
+        }
+    }
+}
+
 async fn check_php(root: &Path, check: php::check::Check) -> anyhow::Result<ExitCode> {
     let running = running_status(root).await?;
     let Some((swap, settings)) = running.and_then(|status| Some((status.swap, status.settings?))) else {
@@ -430,13 +211,7 @@ async fn check_php(root: &Path, check: php::check::Check) -> anyhow::Result<Exit
 }
 
 async fn status(root: &Path, json: bool, check: bool) -> anyhow::Result<ExitCode> {
-    let status = match running_status(root).await? {
-        Some(status) => status,
-        None => {
-            let root = std::path::absolute(root)?;
-            tokio::task::spawn_blocking(move || offline::status(&root)).await??
-        }
-    };
+    let status = current_status(root).await?;
     print_status(&status, json)?;
     Ok(match status.verdict() {
         Verdict::NotServing if check => ExitCode::FAILURE,
@@ -467,7 +242,7 @@ async fn verify(root: &Path, json: bool) -> anyhow::Result<ExitCode> {
                         break verified;
                     }
                     Some(Reply::Error { message }) => bail!("{message}"),
-                    Some(Reply::Status(_) | Reply::Adopted) => {
+                    Some(Reply::Status(_) | Reply::Adopted | Reply::Ordered) => {
                         bail!("the running agent is of another version: restart it")
                     }
                     None => bail!("the agent stopped before it had answered"),
@@ -512,6 +287,8 @@ fn print_verified(verified: &Verified, json: bool) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{self, Owner, RunOptions};
+    use crate::state::swap::Swap;
 
     fn parse(line: &str) -> Result<Cli, clap::Error> {
         Cli::from_arguments(line.split(' ').map(OsString::from))

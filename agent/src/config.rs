@@ -13,6 +13,7 @@ use std::time::Duration;
 use syncd_runtime::accounts::{UnknownAccountError, group_id, user_id};
 use syncd_runtime::rate::Rate;
 
+use crate::check::CheckOptions;
 use crate::follow::FollowOptions;
 use crate::hooks;
 use crate::state::swap::Swap;
@@ -41,6 +42,8 @@ pub struct RunOptions {
     pub http: SocketAddr,
     /// Whether a taken HTTP port is an error (given by the operator) or a warning (the default).
     pub http_required: bool,
+    /// Another address of the same pages, for other hosts.
+    pub health_listen: Option<SocketAddr>,
     /// Kind of `live`; `None`: as it is.
     pub swap: Option<Swap>,
     /// Number of generations to keep.
@@ -55,6 +58,8 @@ pub struct RunOptions {
     pub before_activate: Option<String>,
     /// Command that `sh -c` runs after an activation.
     pub on_activate: Option<String>,
+    /// The node's own check; `None`: none is set.
+    pub check: Option<CheckOptions>,
     /// Time limit of a hook.
     pub hook_timeout: Duration,
     /// Limit of the rate at which bulk bytes are received.
@@ -70,6 +75,7 @@ impl RunOptions {
             follow: None,
             http: HTTP,
             http_required: false,
+            health_listen: None,
             swap: None,
             keep: KEEP,
             grace: GRACE,
@@ -77,6 +83,7 @@ impl RunOptions {
             owner: None,
             before_activate: None,
             on_activate: None,
+            check: None,
             hook_timeout: hooks::DEFAULT_TIMEOUT,
             bwlimit: None,
         }

@@ -15,7 +15,7 @@ use crate::hooks::{Occasion, Pending, decode_pending, encode_pending, write_line
 use crate::identity::{AgentIdentity, IdentityError, PendingKey, Trusted};
 use crate::session::event::{Action, Event};
 use crate::session::machine::{Machine, Trust};
-use crate::session::worker::{Command, Failure, Outcome, ReplicaState, Report};
+use crate::session::worker::{Command, Decision, Failure, Outcome, ReplicaState, Report};
 use crate::state::number;
 use crate::state::record::decode_inodes;
 use crate::state::slot::Slot;
@@ -191,6 +191,16 @@ fn succeeded(done: Command, replica: &mut ReplicaState) -> Report {
             }
         }
         Command::Activate => Outcome::Activated,
+        Command::Return(generation) => {
+            replica.live = Some(*generation);
+            Outcome::Activated
+        }
+        Command::Decide(decision) => {
+            if let Decision::Ordered(ordered) = decision {
+                replica.decisions.ordered = ordered;
+            }
+            Outcome::Decided
+        }
         Command::Maintain => Outcome::Maintained(Default::default()),
         Command::Verify => Outcome::Verified(Default::default()),
     };

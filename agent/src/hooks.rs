@@ -78,6 +78,8 @@ pub enum HookName {
     BeforeActivate,
     /// `--on-activate`.
     OnActivate,
+    /// `--check`, which runs as hooks do.
+    Check,
 }
 
 impl fmt::Display for HookName {
@@ -85,6 +87,7 @@ impl fmt::Display for HookName {
         f.write_str(match self {
             Self::BeforeActivate => "before-activate",
             Self::OnActivate => "on-activate",
+            Self::Check => "check",
         })
     }
 }

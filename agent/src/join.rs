@@ -49,6 +49,8 @@ pub struct JoinOptions {
     pub name: Option<AgentName>,
     /// Whether the name may differ from the one that ROOT has.
     pub rename: bool,
+    /// Group of the node in the fleet, for rollouts.
+    pub group: Option<String>,
 }
 
 /// Result of [`join`].
@@ -177,7 +179,7 @@ pub async fn join(options: JoinOptions) -> Result<Joined, JoinError> {
         secret: Bytes::copy_from_slice(&options.token.secret),
         name: Bytes::copy_from_slice(name.as_str().as_bytes()),
         certificate_request: Bytes::copy_from_slice(pending.request()),
-        group: String::new(),
+        group: options.group.clone().unwrap_or_default(),
     };
     // Errors that would prevent storing the identity are found before the token is used up.
     let _leftovers = Leftovers::of(options.root.join("state"));

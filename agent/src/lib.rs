@@ -41,6 +41,10 @@ mod build;
 #[cfg(feature = "testing")]
 pub mod build;
 #[cfg(not(feature = "testing"))]
+mod check;
+#[cfg(feature = "testing")]
+pub mod check;
+#[cfg(not(feature = "testing"))]
 mod clock;
 #[cfg(feature = "testing")]
 pub mod clock;

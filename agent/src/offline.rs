@@ -1,4 +1,4 @@
-//! `status` and `verify` while no agent runs. The command opens the replica itself and holds its lock.
+//! `status`, `verify` and orders while no agent runs. The command opens the replica and holds its lock.
 
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -7,6 +7,7 @@ use syncd_shared::AgentState;
 use syncd_shared::identity::RootFingerprint;
 use tokio::runtime::Handle as Runtime;
 
+use crate::admin::Order;
 use crate::config::RunOptions;
 use crate::fetch::OriginSource;
 use crate::hooks;
@@ -15,7 +16,7 @@ use crate::renew::Keeper;
 use crate::replica::work;
 use crate::service::{self, ServiceError};
 use crate::session::worker::{Display, Failure, ReplicaWork, Verified};
-use crate::status::AgentStatus;
+use crate::status::{AgentStatus, Refused};
 
 /// Reason why a command could not use a replica.
 #[derive(Debug, thiserror::Error)]
@@ -23,9 +24,9 @@ pub enum OfflineError {
     /// The replica or the identity could not be opened.
     #[error(transparent)]
     Service(#[from] ServiceError),
-    /// The verification failed.
+    /// The verification failed, or an order can't be kept.
     #[error(transparent)]
-    Verify(#[from] Failure),
+    Work(#[from] Failure),
     /// The verifying thread panicked, which is a defect.
     #[error("the verification has ended unexpectedly: report this")]
     Panicked,
@@ -49,12 +50,24 @@ pub fn status(root: &Path) -> Result<AgentStatus, OfflineError> {
         generations: held.generations.iter().map(|n| n.get()).collect(),
         spares: held.spares,
         drift: held.drift,
+        label: held.live.as_ref().map(|g| g.generation().label.clone()),
+        refused: held.decisions.refused.iter().map(Refused::of).collect(),
+        node: held.decisions.node,
+        ordered: held.decisions.ordered,
         hook,
         swap: replica.swap(),
         running: false,
         settings: None,
         ..service::about(&options, &identity)
     })
+}
+
+/// Records an order. A pin to another generation takes effect at the next start. Blocks.
+pub fn order(root: &Path, order: Order) -> Result<(), OfflineError> {
+    let options = RunOptions::new(root.to_owned());
+    let identity = AgentIdentity::load(root).map_err(ServiceError::from)?;
+    let mut replica = work::open_as_before(&options, work::signers(&identity)).map_err(ServiceError::from)?;
+    Ok(ReplicaWork::decide(&mut replica, order.into())?)
 }
 
 /// Pins another root key in the identity. Blocks.

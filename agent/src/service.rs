@@ -10,9 +10,9 @@ use std::time::Duration;
 use syncd_runtime::local_socket::{LocalListener, LocalSocketError};
 use syncd_runtime::own_directory;
 use syncd_runtime::tls::TlsError;
-use syncd_shared::AgentState;
 use syncd_shared::limits::PATH_MAX_BYTES;
 use syncd_shared::text::{error_chain, one_line};
+use syncd_shared::{AgentState, NodeStanding, OrderedStanding};
 use tokio::net::TcpListener;
 use tokio::runtime::Handle as Runtime;
 use tokio::sync::watch;
@@ -20,6 +20,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::check::Check;
 pub use crate::config::RunOptions;
 use crate::fetch::OriginSource;
 use crate::follow::{self, FollowError, Follower};
@@ -147,6 +148,10 @@ pub async fn start_with<R: ReplicaWork>(
     replica: R,
 ) -> Result<Running, ServiceError> {
     let http = listen_http(&options).await?;
+    let for_others = match options.health_listen {
+        Some(address) => Some(http::bind(address).await?),
+        None => None,
+    };
     let http_address = http.as_ref().and_then(|listener| listener.local_addr().ok());
     let socket = LocalListener::bind(&admin::socket_path(&options.root))?;
     let stop = CancellationToken::new();
@@ -178,6 +183,7 @@ pub async fn start_with<R: ReplicaWork>(
             Box::new(Chain::new(given_up.clone(), [source]))
         }),
         hooks: hooks.clone(),
+        check: options.check.clone().map(|check| Check::new(check, options.root.clone())),
         dialer,
         follower,
         follow: Box::new(move |document| {
@@ -198,9 +204,11 @@ pub async fn start_with<R: ReplicaWork>(
         let renewing = stop.clone();
         others.spawn(async move { keeper.serve(renewing).await });
     }
+    let pages = http::pages(&handle.status);
+    if let Some(listener) = for_others {
+        others.spawn(syncd_runtime::health::serve(listener, pages.clone(), stop.clone()));
+    }
     if let Some(listener) = http {
-        let status = handle.status.clone();
-        let health = move || http::health(&status.borrow());
         let observed = Arc::new(Observed::default());
         others.spawn(observed.clone().follow(handle.status.clone(), stop.clone()));
         let sources = metrics::Sources {
@@ -210,8 +218,7 @@ pub async fn start_with<R: ReplicaWork>(
             root: options.root.clone(),
             certificate_end: Arc::new(move || certified.certificate_end()),
         };
-        let pages = syncd_runtime::health::page(health)
-            .merge(syncd_runtime::metrics::page(move || metrics::registry(&sources)));
+        let pages = pages.merge(syncd_runtime::metrics::page(move || metrics::registry(&sources)));
         others.spawn(syncd_runtime::health::serve(listener, pages, stop.clone()));
     }
     let task = tokio::spawn(session.run(stop.clone()));
@@ -257,6 +264,12 @@ pub(crate) fn about(options: &RunOptions, identity: &AgentIdentity) -> AgentStat
         warning: own_directory::closed(&options.root),
         drift: None,
         hook: None,
+        check: None,
+        label: None,
+        refused: Vec::new(),
+        node: NodeStanding::default(),
+        ordered: OrderedStanding::default(),
+        behind: false,
         settings: Some(RunSettings {
             keep: options.keep,
             grace_ms: u64::try_from(options.grace.as_millis()).unwrap_or(u64::MAX),

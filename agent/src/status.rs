@@ -3,9 +3,12 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
-use syncd_shared::text::counted;
-use syncd_shared::{AgentState, HookStatus, Progress, TreePath};
+use syncd_shared::text::{counted, rfc3339};
+use syncd_shared::{
+    AgentState, CheckStatus, HookStatus, NodeStanding, OrderedStanding, Progress, RootHash, TreePath,
+};
 
+use crate::state::decisions::Refusal;
 use crate::state::swap::Swap;
 
 /// JSON of `syncd-agent status --json`. Scripts depend on the names.
@@ -60,10 +63,54 @@ pub struct AgentStatus {
     /// The on-activate hook for the newest activation; `None`: none is set, or none was due since the agent
     /// started.
     pub hook: Option<HookStatus>,
+    /// Newest result of the node's own check; `None`: none is set, or none has run since the agent started.
+    pub check: Option<CheckStatus>,
+    /// Label of the live generation.
+    pub label: Option<String>,
+    /// Generations that this node refuses, the oldest first.
+    pub refused: Vec<Refused>,
+    /// Orders given on the node.
+    pub node: NodeStanding,
+    /// Orders given at the origin.
+    pub ordered: OrderedStanding,
+    /// Whether other nodes serve a newer generation already, and this one has to follow.
+    pub behind: bool,
     /// Local changes found, until a later tree has none.
     pub drift: Option<Drift>,
     /// Options of the running agent that the web server's settings depend on.
     pub settings: Option<RunSettings>,
+}
+
+/// A generation that this node refuses.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    pub generation: u64,
+    pub root: RootHash,
+    /// Failure of the check.
+    pub reason: String,
+    /// When, RFC 3339, UTC.
+    pub since: String,
+}
+
+impl Refused {
+    pub(crate) fn of(refusal: &Refusal) -> Self {
+        let Refusal { generation, reason, since_ms } = refusal;
+        let since = rfc3339(*since_ms);
+        Self { generation: generation.number, root: generation.root, reason: reason.clone(), since }
+    }
+}
+
+/// Written as one line.
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { generation, root, reason, since } = self;
+        let root = root.to_string();
+        write!(
+            f,
+            "generation {generation} (root {}) since {since}: {reason}",
+            root.get(..12).unwrap_or(&root)
+        )
+    }
 }
 
 /// Some options of `run`.
@@ -193,6 +240,15 @@ impl fmt::Display for AgentStatus {
         if let Some(hook) = self.hook.as_ref().and_then(HookStatus::line) {
             write!(f, "\n  hook         {hook}")?;
         }
+        if let Some(check) = self.check.as_ref().and_then(CheckStatus::line) {
+            write!(f, "\n  check        {check}")?;
+        }
+        for refused in &self.refused {
+            write!(f, "\n  refused      {refused}")?;
+        }
+        for order in self.orders() {
+            write!(f, "\n  order        {order}")?;
+        }
         // The line of the hook has it already.
         let trouble = self.hook.as_ref().and_then(HookStatus::trouble);
         if let Some(error) = self.error.as_ref().filter(|error| trouble.as_ref() != Some(*error)) {
@@ -206,6 +262,28 @@ impl fmt::Display for AgentStatus {
 }
 
 impl AgentStatus {
+    /// Orders that hold for this node, each on one line.
+    fn orders(&self) -> Vec<String> {
+        let mut orders = Vec::new();
+        if self.node.drained {
+            orders.push("drained here: `syncd-agent undrain` ends it".to_owned());
+        }
+        if let Some(pin) = self.node.pinned {
+            let since = rfc3339(pin.since_ms);
+            orders.push(format!(
+                "pinned here to generation {} since {since}: `syncd-agent unpin` ends it",
+                pin.generation
+            ));
+        }
+        if self.ordered.drained {
+            orders.push("drained by the origin".to_owned());
+        }
+        if self.ordered.pinned {
+            orders.push("pinned by the origin: it stays where it is".to_owned());
+        }
+        orders
+    }
+
     /// The running agent's relation to its origin, in words.
     pub fn connection(&self) -> &'static str {
         match (self.connected, self.revoked) {
@@ -257,6 +335,12 @@ pub(crate) mod tests {
             warning: None,
             drift: None,
             hook: None,
+            check: None,
+            label: Some("release".into()),
+            refused: Vec::new(),
+            node: NodeStanding::default(),
+            ordered: OrderedStanding::default(),
+            behind: false,
             settings: None,
         }
     }
@@ -301,7 +385,7 @@ pub(crate) mod tests {
         let json = serde_json::to_string(&sample()).unwrap();
         let (root, key) = ("ab".repeat(32), "00".repeat(32));
         let expected = format!(
-            r#"{{"name":"web1","root_key":"{key}","trust":1,"root_directory":"/srv/replica","origin":"host:8873","connected":true,"revoked":false,"generation":42,"root":"{root}","live":"/srv/replica/live","swap":"link","state":"live","accepted":42,"generations":[41,42],"spares":2,"running":true,"progress":null,"version":"1.0","origin_version":"1.0","last_contact":"2026-11-23T04:12:02.000Z","head":null,"error":null,"warning":null,"hook":null,"drift":null,"settings":null}}"#
+            r#"{{"name":"web1","root_key":"{key}","trust":1,"root_directory":"/srv/replica","origin":"host:8873","connected":true,"revoked":false,"generation":42,"root":"{root}","live":"/srv/replica/live","swap":"link","state":"live","accepted":42,"generations":[41,42],"spares":2,"running":true,"progress":null,"version":"1.0","origin_version":"1.0","last_contact":"2026-11-23T04:12:02.000Z","head":null,"error":null,"warning":null,"hook":null,"check":null,"label":"release","refused":[],"node":{{"drained":false,"pinned":null}},"ordered":{{"drained":false,"pinned":false}},"behind":false,"drift":null,"settings":null}}"#
         );
         assert_eq!(json, expected);
     }

@@ -25,6 +25,8 @@ pub(crate) enum Bug {
     NoComing,
     /// Trees that a web server may still serve, because the on-activate hook fails, are recycled like others.
     Unprotected,
+    /// A refusal is in the record alone.
+    RefusedInRecord,
 }
 
 /// Whether this process has this bug.
@@ -40,6 +42,7 @@ pub(crate) fn has(bug: Bug) -> bool {
             Ok("previous-stays") => Some(Bug::PreviousStays),
             Ok("no-coming") => Some(Bug::NoComing),
             Ok("unprotected") => Some(Bug::Unprotected),
+            Ok("refused-in-record") => Some(Bug::RefusedInRecord),
             _ => None,
         });
     *PLANTED == Some(bug)

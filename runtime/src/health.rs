@@ -9,8 +9,9 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::time::Duration;
 
-use axum::Router;
+pub use axum::Router;
 use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
 use axum::routing::get;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -41,12 +42,21 @@ pub struct Health {
 
 /// The page `GET /healthz`. `health` is called for every request and must not block.
 pub fn page(health: impl Fn() -> Health + Clone + Send + Sync + 'static) -> Router {
+    line("/healthz", "text/plain; charset=utf-8", health)
+}
+
+/// A page with one line of that media type. `answer` is called for every request and must not block.
+pub fn line(
+    path: &str,
+    media: &'static str,
+    answer: impl Fn() -> Health + Clone + Send + Sync + 'static,
+) -> Router {
     let answer = get(move || {
-        let Health { is_well, text } = health();
+        let Health { is_well, text } = answer();
         let code = if is_well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-        std::future::ready((code, format!("{text}\n")))
+        std::future::ready((code, [(CONTENT_TYPE, media)], format!("{text}\n")))
     });
-    Router::new().route("/healthz", answer)
+    Router::new().route(path, answer)
 }
 
 /// Answers requests for the pages of `router` until `stop`, then closes open connections.

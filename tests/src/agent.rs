@@ -43,6 +43,14 @@ pub struct AgentStatus {
     pub last_contact: Option<String>,
     /// Reason why the last update failed.
     pub error: Option<String>,
+    /// Generations whose check failed.
+    pub refused: Vec<Refused>,
+}
+
+/// A generation that an agent refuses.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Refused {
+    pub generation: u64,
 }
 
 /// An agent: its replica, and its `run` process while it runs.

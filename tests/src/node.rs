@@ -9,6 +9,8 @@
 //! intact. Once the origin answers, the agent must converge, `verify` must find nothing, and nothing may be
 //! left over.
 
+mod returns;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -31,6 +33,8 @@ const PATIENCE: Duration = Duration::from_secs(40);
 pub const RECOVERY_LIMIT: Duration = Duration::from_millis(250);
 /// Number of files in the content tree.
 const FILES: usize = 30;
+/// Check that fails for the newest generation of the scenarios.
+const CHECKED: &str = "[ $SYNCD_GENERATION != 5 ]";
 /// More changes than are synced one by one.
 const MANY_CHANGES: usize = 60;
 
@@ -49,6 +53,8 @@ pub struct Scenario {
     pub origin_answers: bool,
     /// Whether it ends with an empty trash.
     pub empties_trash: bool,
+    /// Whether the check fails for the newest generation, so that the agent returns to `live`.
+    pub returns: bool,
 }
 
 impl Scenario {
@@ -61,6 +67,7 @@ impl Scenario {
             live,
             origin_answers: true,
             empties_trash: false,
+            returns: false,
         }
     }
 
@@ -302,10 +309,12 @@ impl Node {
     }
 
     fn is_done(&self, scenario: &Scenario, traced: &Traced) -> bool {
-        let live = if scenario.origin_answers { self.newest() } else { scenario.live };
+        let stays = scenario.returns || !scenario.origin_answers;
+        let live = if stays { scenario.live } else { self.newest() };
         traced.idle().is_some_and(|idle| idle > CALM)
             && self.agent.live_generation() == Some(live)
             && (!scenario.empties_trash || trash_is_empty(&self.agent.root))
+            && (!scenario.returns || self.agent.root.join("state/refused").exists())
             // Background work that a busy machine holds up looks like calm.
             && (!scenario.origin_answers || self.status().is_some_and(|status| status.spares >= 2))
     }

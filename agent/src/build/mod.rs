@@ -235,6 +235,8 @@ pub struct Staged {
     pub(crate) basis: Option<u64>,
     /// The slot holds this root already, or is live at it: nothing was built.
     pub(crate) is_held: bool,
+    /// The node returns to it, or a person has chosen it: it is not on trial.
+    pub(crate) is_return: bool,
 }
 
 impl Staged {
@@ -251,6 +253,7 @@ impl Staged {
             inodes: InodeChanges::default(),
             basis,
             is_held: false,
+            is_return: false,
         }
     }
 }

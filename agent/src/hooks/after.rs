@@ -338,7 +338,7 @@ impl AfterHook {
         }
         let (state, command) = (&self.hook.state, &self.hook.command);
         let before = success::Before::open(state);
-        self.hook.run_with_input(occasion, lines, Some(&slot_paths))?;
+        self.hook.run_with_input(occasion, lines, Some(("SYNCD_SLOT_PATHS", &slot_paths)))?;
         let elapsed = started.elapsed();
         let mut inner = lock(&self.inner);
         // An activation noted during the run stays due with all its paths, so that the hook runs at least

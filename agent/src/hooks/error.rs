@@ -78,7 +78,7 @@ fn separator(output: &str) -> &'static str {
 impl HookError {
     /// Describes the failure on one line without the hook's name: exit code or signal, and the end of the
     /// error output.
-    pub(super) fn brief(&self) -> String {
+    pub(crate) fn brief(&self) -> String {
         match self {
             Self::Failed { status, output, .. } => format!("{status}{}{output}", separator(output)),
             Self::TimedOut { limit, output, .. } => {

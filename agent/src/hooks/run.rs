@@ -59,12 +59,19 @@ impl Hook {
         self.run_with_input(occasion, input, None)
     }
 
-    /// Reads `input` from its current position.
+    /// Runs the command as the node's check. Blocks until the time limit at most.
+    pub(crate) fn check(&self, occasion: &Occasion, phase: &str) -> Result<(), HookError> {
+        let hook = self.name;
+        let input = File::open("/dev/null").map_err(|source| HookError::Start { hook, source })?;
+        self.run_with_input(occasion, input, Some(("SYNCD_PHASE", phase.as_ref())))
+    }
+
+    /// Reads `input` from its current position. `more`: another variable of its environment.
     pub(super) fn run_with_input(
         &self,
         occasion: &Occasion,
         input: File,
-        slot_paths: Option<&Path>,
+        more: Option<(&str, &Path)>,
     ) -> Result<(), HookError> {
         let hook = self.name;
         let failed = |source| HookError::Start { hook, source };
@@ -78,7 +85,7 @@ impl Hook {
             .arg("-c")
             .arg(&self.command)
             .envs(occasion.environment())
-            .envs(slot_paths.map(|path| ("SYNCD_SLOT_PATHS", path)))
+            .envs(more)
             .env(processes::VARIABLE, mark.value())
             .current_dir("/")
             .stdin(input)

@@ -352,7 +352,9 @@ impl Replica {
             self.distrust_staged()?;
             return Err(ActivateError::Sync { number, source });
         }
-        let switch = Switch { slot, target: &staged.target, inodes: &staged.inodes, outlived: &outlived };
+        let on_trial = self.options.checks && !staged.is_return;
+        let switch =
+            Switch { slot, target: &staged.target, inodes: &staged.inodes, outlived: &outlived, on_trial };
         self.slots.prepare_switch(&switch)?;
         self.slots.commit_switch(&switch)?;
         self.slots.finish_switch(&switch, self.options.clock.now())?;

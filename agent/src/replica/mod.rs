@@ -9,6 +9,7 @@
 
 pub mod activate;
 mod base;
+mod decide;
 mod held;
 mod inspect;
 pub mod maintain;
@@ -31,6 +32,7 @@ use crate::clock::Clock;
 use crate::replica::inspect::Found;
 use crate::replica::maintain::{SPARES, SPARES_MAX};
 use crate::replica::scrub::Scrub;
+use crate::state::decisions::Decisions;
 use crate::state::disk::{DiskError, Owners};
 use crate::state::history::Steps;
 use crate::state::layout::{Layout, LayoutError};
@@ -56,6 +58,8 @@ pub struct ReplicaOptions {
     pub owner_as_before: bool,
     /// How `live` is switched; `None`: as before.
     pub swap: Option<Swap>,
+    /// Every activation is on trial until a check has passed.
+    pub checks: bool,
     /// Limits of one part of an update, which is kept in memory while it is applied.
     pub part: PartLimits,
     /// Pause between two background verifications of the live tree; `None`: there are none.
@@ -73,6 +77,7 @@ impl Default for ReplicaOptions {
             signers: None,
             owner_as_before: false,
             swap: None,
+            checks: false,
             verify_every: None,
             part: PartLimits::default(),
             clock: Clock::default(),
@@ -122,6 +127,7 @@ pub struct ReplicaStatus {
     pub recycled_early: u64,
     /// Local changes found by the last inspection, until a later tree has none.
     pub drift: Option<Drift>,
+    pub decisions: Decisions,
 }
 
 /// Reads a replica's status while another thread works on the replica.
@@ -317,6 +323,7 @@ impl Replica {
             spare_misses: self.upkeep.spares.misses,
             recycled_early: self.upkeep.retired.recycled_early,
             drift: self.drift.clone(),
+            decisions: self.slots.decisions().clone(),
             live,
         };
         *self.status.0.lock().unwrap_or_else(PoisonError::into_inner) = status;

@@ -18,8 +18,8 @@ use crate::replica::maintain::{Maintained, Upkept};
 use crate::replica::verify::{Damage, VerifyError, VerifyReport};
 use crate::replica::{OpenReplicaError, Replica, ReplicaOptions, Signers};
 use crate::session::worker::{
-    BeforeSwitch, Changes, Drifted, Failure, Inline, Maintenance, NotActivated, ReplicaState, ReplicaWork,
-    Verified,
+    BeforeSwitch, Changes, Decision, Drifted, Failure, Inline, Maintenance, NotActivated, ReplicaState,
+    ReplicaWork, Verified,
 };
 use crate::source::{FetchError, Source};
 use crate::test_faults;
@@ -33,7 +33,9 @@ const MAINTAIN_RETRY: Duration = Duration::from_secs(30);
 /// limit.
 pub(crate) fn open(options: &RunOptions, signers: Signers) -> Result<Replica, OpenReplicaError> {
     syncd_runtime::open_files::raise_limit();
-    Replica::open(&options.root, replica_options(options, signers))
+    let mut replica = Replica::open(&options.root, replica_options(options, signers))?;
+    replica.started()?;
+    Ok(replica)
 }
 
 /// Like [`open`], for a command while no agent runs: keeps the owner of the agent's last run.
@@ -56,6 +58,7 @@ fn replica_options(options: &RunOptions, signers: Signers) -> ReplicaOptions {
         owner: options.owner.map(|owner| (owner.uid, owner.gid)),
         verify_every: Some(options.verify_every).filter(|every| !every.is_zero()),
         swap: options.swap,
+        checks: options.check.is_some(),
         ..ReplicaOptions::default()
     }
 }
@@ -80,6 +83,7 @@ impl ReplicaWork for Replica {
             spares: status.spares as u64,
             spare_misses: status.spare_misses,
             drift: status.drift,
+            decisions: status.decisions,
             hook: None,
         }
     }
@@ -100,6 +104,25 @@ impl ReplicaWork for Replica {
             }
             self.note_failure(&error);
             stage_failure(&error)
+        })
+    }
+
+    fn stage_return(
+        &mut self,
+        generation: &SignedGeneration,
+        source: &mut dyn Source,
+        progress: &dyn Fn(Progress),
+        cancel: &AtomicBool,
+    ) -> Result<Staged, Failure> {
+        let staged = ReplicaWork::stage(self, generation, None, source, progress, cancel)?;
+        Ok(Staged { is_return: true, ..staged })
+    }
+
+    fn decide(&mut self, decision: Decision) -> Result<(), Failure> {
+        self.revive().map_err(|error| Failure::new(RetryClass::Retry, &error))?;
+        self.decide(decision).map_err(|error| {
+            self.note_failure(&error);
+            Failure::new(RetryClass::Retry, &error)
         })
     }
 
@@ -147,6 +170,9 @@ impl ReplicaWork for Replica {
 
     fn protect(&mut self, from: Option<u64>) {
         self.slots.protect_from(from, self.options.clock.now());
+        if from.is_none() {
+            self.live_without_check();
+        }
     }
 
     fn hook_succeeded(&mut self, generation: u64) {

@@ -2,13 +2,14 @@
 
 use syncd_proto::v1;
 use syncd_proto::v1::agent_message::Message as ToOrigin;
-use syncd_shared::Progress;
 use syncd_shared::identity::SignedTrust;
 use syncd_shared::identity::trust::TrustError;
 use syncd_shared::wire::WireError;
+use syncd_shared::{Progress, SignedGeneration};
 
 use super::messages::{PROTOCOL_MAX, PROTOCOL_MIN};
-use super::worker::{Command, Failure, Report, Verified};
+use super::worker::{Command, Decision, Failure, Report, Verified};
+use crate::check::Phase;
 use crate::hooks::HookState;
 use crate::identity::Trusted;
 
@@ -51,6 +52,10 @@ pub enum Event {
     Report(Report),
     /// The on-activate hook began, ended, or became due.
     Hook(HookState),
+    /// The check with this number of its run has ended: passed, or its failure for people.
+    Checked(u64, Result<(), String>),
+    /// A person has given an order on the node.
+    Order(Decision),
     /// A verification was requested.
     Verify,
     /// The certificate was renewed, or the keys that are trusted changed, by joining again for example.
@@ -77,6 +82,12 @@ pub enum Action {
     Cancel,
     /// Run the on-activate hook now, without the pause after a failure.
     RetryHook,
+    /// Run the check for the live generation. The answer has the same number.
+    Check(u64, Box<SignedGeneration>, Phase),
+    /// The running check is not needed any more.
+    StopCheck,
+    /// Answer the oldest order.
+    Ordered(Result<(), Failure>),
     /// Trust this newer document from now on, also after a restart.
     Follow(Box<SignedTrust>),
     /// Report progress to those who requested a verification.

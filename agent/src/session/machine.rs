@@ -3,25 +3,29 @@
 
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
+mod check;
 mod hook;
 mod link;
+mod orders;
 mod schedule;
 mod target;
 mod trust;
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use syncd_proto::v1;
 use syncd_shared::text::error_chain;
-use syncd_shared::{AgentState, GenerationNumber, Progress, RootHash};
+use syncd_shared::{AgentState, GenerationNumber, NodeStanding, Progress, RootHash};
 
 use crate::backoff::Backoff;
 use crate::hooks::HookState;
 use crate::identity::Trusted;
 use crate::session::event::{Action, Event};
-use crate::session::worker::ReplicaState;
+use crate::session::worker::{Decision, ReplicaState};
 use crate::status::Drift;
 
+use self::check::Checks;
 use self::link::{Link, MISSED_HEARTBEATS};
 use self::schedule::{Job, MAINTAIN_DELAY};
 use self::target::Target;
@@ -59,6 +63,18 @@ pub struct Machine {
     redial: Backoff,
     target: Option<Target>,
     staged: Option<(GenerationNumber, RootHash)>,
+    /// The staged generation last reported on this connection.
+    said_staged: Option<(GenerationNumber, RootHash)>,
+    checks: Checks,
+    /// Decisions to be recorded, in order.
+    decisions_due: VecDeque<Decision>,
+    decide_at: Option<Instant>,
+    /// Orders given on the node, to be recorded and answered in order.
+    orders_due: VecDeque<Decision>,
+    /// Orders of the node that the origin knows.
+    standing_told: NodeStanding,
+    /// Time of the next attempt to go back to a held generation, after a failure.
+    return_at: Option<Instant>,
     job: Option<Job>,
     cancelled: bool,
     activating: bool,
@@ -99,6 +115,13 @@ impl Machine {
             redial: Backoff::new(Duration::from_millis(200), Duration::from_secs(15)),
             target: None,
             staged: None,
+            said_staged: None,
+            checks: Checks::new(),
+            decisions_due: VecDeque::new(),
+            decide_at: None,
+            orders_due: VecDeque::new(),
+            standing_told: NodeStanding::default(),
+            return_at: None,
             job: None,
             cancelled: false,
             activating: false,
@@ -146,6 +169,8 @@ impl Machine {
             }
             Event::Report(report) => self.reported(report, now, &mut out),
             Event::Hook(state) => self.hook_changed(state, now),
+            Event::Checked(run, result) => self.checked_live(run, result, now),
+            Event::Order(decision) => self.ordered_here(decision),
             Event::Verify => self.verify_wanted = true,
             Event::Renewed(keys) => {
                 self.trust.keys = *keys;
@@ -155,10 +180,15 @@ impl Machine {
             Event::Tick => {}
             Event::Stop => self.stopping = true,
         }
+        self.passed();
         self.keep_link(now, &mut out);
+        self.run_check(now, &mut out);
         self.schedule(now, &mut out);
+        self.say_staged(&mut out);
         self.tell(now, &mut out);
         self.tell_hook(&mut out);
+        self.tell_check(&mut out);
+        self.tell_standing(&mut out);
         out
     }
 
@@ -170,7 +200,8 @@ impl Machine {
             Link::Greeting { since } => Some(*since + GREETING_TIMEOUT),
             Link::Up(up) => Some(up.next_heartbeat.min(up.heard + up.interval * MISSED_HEARTBEATS)),
         };
-        let retry = self.retry_at.filter(|_| !self.stopping);
+        let pauses = [self.retry_at, self.return_at, self.decide_at, self.checks.retry_at];
+        let retry = pauses.into_iter().flatten().min().filter(|_| !self.stopping);
         let may_maintain = self.job.is_none() && self.staged.is_none() && !self.stopping;
         let maintain = self.maintain_at.filter(|_| may_maintain);
         let tell = self.tell_at.filter(|_| self.is_connected());
@@ -212,11 +243,11 @@ impl Machine {
 
     /// State for the status.
     pub fn state(&self) -> AgentState {
-        match (self.job, self.progress) {
+        match (&self.job, self.progress) {
             (Some(Job::Update { .. }), _) if self.activating => AgentState::Staged,
             (Some(Job::Update { .. }), Some(progress)) if progress.is_fetching() => AgentState::Fetching,
             (Some(Job::Update { .. }), _) => AgentState::Staging,
-            (Some(Job::Activate), _) => AgentState::Staged,
+            (Some(Job::Activate | Job::Return), _) => AgentState::Staged,
             _ if self.work_error.is_some() => AgentState::Failed,
             _ if self.staged.is_some() => AgentState::Staged,
             _ if self.replica.live.is_some() && self.hook_due().is_some() => AgentState::Switched,
@@ -226,5 +257,7 @@ impl Machine {
     }
 }
 
+#[cfg(test)]
+mod check_tests;
 #[cfg(test)]
 mod tests;

@@ -15,6 +15,7 @@ use syncd_shared::{GenerationNumber, RootHash, SignedGeneration, Totals, update_
 use super::machine::Trust;
 use super::worker::{Inline, ReplicaState};
 use crate::hooks::{HookState, RunOutcome};
+use crate::state::decisions::Named;
 use crate::status::Drift;
 
 /// Oldest version of the protocol that this agent speaks.
@@ -27,7 +28,12 @@ const INLINE_DIRECTORIES_MAX_BYTES: usize = 8 * 1024 * 1024;
 pub(crate) const FEATURES: &[&str] = &[FEATURE_DELTAS];
 
 /// First message on a stream.
-pub(super) fn hello(trust: &Trust, replica: &ReplicaState, hook: Option<v1::HookReport>) -> v1::Hello {
+pub(super) fn hello(
+    trust: &Trust,
+    replica: &ReplicaState,
+    hook: Option<v1::HookReport>,
+    check: Option<v1::CheckReport>,
+) -> v1::Hello {
     let live = replica.live.as_ref();
     let held = replica.held.iter().filter(|h| live.is_none_or(|l| l.number() != h.number()));
     v1::Hello {
@@ -42,10 +48,15 @@ pub(super) fn hello(trust: &Trust, replica: &ReplicaState, hook: Option<v1::Hook
         hook,
         drift: replica.drift.as_ref().map(drift_report),
         trust: trust.keys.document.number(),
-        refused: Vec::new(),
-        check: None,
-        standing: None,
+        refused: replica.decisions.refused.iter().map(|refusal| refused(&refusal.generation)).collect(),
+        check,
+        standing: Some(replica.decisions.node.into()),
     }
+}
+
+fn refused(generation: &Named) -> v1::RefusedGeneration {
+    let Named { epoch, number, root } = *generation;
+    v1::RefusedGeneration { epoch, number, root: Bytes::copy_from_slice(root.as_bytes()) }
 }
 
 /// Reports local changes, which both this agent's status and the origin's show.

@@ -49,6 +49,7 @@ pub mod machine;
 pub(crate) mod messages;
 pub mod worker;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -63,17 +64,20 @@ use syncd_shared::text::{error_chain, rfc3339};
 use syncd_shared::{Progress, SignedGeneration};
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
 use self::event::{Action, Event};
 use self::machine::{Machine, Trust};
-use self::worker::{Cancellation, Failure, Hooks, OpenSource, ReplicaState, ReplicaWork, Verified, Worker};
+use self::worker::{
+    Cancellation, Decision, Failure, Hooks, OpenSource, ReplicaState, ReplicaWork, Verified, Worker,
+};
+use crate::check::{Check, Phase};
 use crate::dialer::Dialer;
 use crate::follow::Follower;
 use crate::hooks::{AfterHook, HookState};
-use crate::status::AgentStatus;
+use crate::status::{AgentStatus, Refused};
 
 /// Messages to the origin that wait for the connection: more than one conversation ever has at once.
 const OUTBOX: usize = 32;
@@ -88,6 +92,8 @@ pub struct Parts<R> {
     pub open_source: OpenSource,
     /// Commands around an activation.
     pub hooks: Hooks,
+    /// The node's own check; `None`: none is set.
+    pub check: Option<Check>,
     /// Connects to the origin.
     pub dialer: Dialer,
     /// Takes the origin's place, from a published tree.
@@ -107,6 +113,14 @@ pub struct VerifyRequest {
     pub result: oneshot::Sender<Result<Verified, Failure>>,
 }
 
+/// An order that a person gives on the node.
+#[derive(Debug)]
+pub struct OrderRequest {
+    pub order: Decision,
+    /// Receives the result once the order is durable.
+    pub result: oneshot::Sender<Result<(), Failure>>,
+}
+
 /// Gives others access to the session: its status, and requests to it.
 #[derive(Debug, Clone)]
 pub struct Handle {
@@ -115,6 +129,7 @@ pub struct Handle {
     /// The live generation.
     pub live: watch::Receiver<Option<SignedGeneration>>,
     verify: mpsc::Sender<VerifyRequest>,
+    orders: mpsc::Sender<OrderRequest>,
 }
 
 impl Handle {
@@ -123,6 +138,14 @@ impl Handle {
     pub async fn verify(&self, progress: watch::Sender<Progress>) -> Option<Result<Verified, Failure>> {
         let (result, answer) = oneshot::channel();
         self.verify.send(VerifyRequest { progress, result }).await.ok()?;
+        answer.await.ok()
+    }
+
+    /// Has an order recorded, ahead of all other work. `None`: the agent stopped. Cancel safe; the order
+    /// stands.
+    pub async fn order(&self, order: Decision) -> Option<Result<(), Failure>> {
+        let (result, answer) = oneshot::channel();
+        self.orders.send(OrderRequest { order, result }).await.ok()?;
         answer.await.ok()
     }
 }
@@ -152,8 +175,13 @@ pub struct Session {
     /// The on-activate hook; `None`: none is set.
     after: Option<Arc<AfterHook>>,
     hook: Option<watch::Receiver<HookState>>,
+    check: Option<Arc<Check>>,
+    /// The running check, with the number of its run.
+    checking: Option<(u64, JoinHandle<Result<(), String>>)>,
     requests: mpsc::Receiver<VerifyRequest>,
     waiting: Vec<VerifyRequest>,
+    order_requests: mpsc::Receiver<OrderRequest>,
+    orders: VecDeque<OrderRequest>,
     last_contact: Option<OffsetDateTime>,
 }
 
@@ -161,6 +189,7 @@ pub struct Session {
 enum Input {
     Event(Event),
     Verify(VerifyRequest),
+    Order(OrderRequest),
     WorkerEnded,
 }
 
@@ -176,8 +205,10 @@ impl Session {
         let (live, live_reader) = watch::channel(replica.live.clone());
         let (status, status_reader) = watch::channel(parts.about);
         let (verify, requests) = mpsc::channel(4);
+        let (orders, order_requests) = mpsc::channel(4);
+        let check = parts.check.map(Arc::new);
         let session = Self {
-            machine: Machine::new(trust, replica, Instant::now()),
+            machine: Machine::new(trust, replica, Instant::now()).checked(check.is_some()),
             worker,
             running: None,
             link: None,
@@ -188,12 +219,16 @@ impl Session {
             live,
             after,
             hook,
+            check,
+            checking: None,
             requests,
             waiting: Vec::new(),
+            order_requests,
+            orders: VecDeque::new(),
             last_contact: None,
         };
         session.publish();
-        let handle = Handle { status: status_reader, live: live_reader, verify };
+        let handle = Handle { status: status_reader, live: live_reader, verify, orders };
         Ok((session, handle))
     }
 
@@ -217,6 +252,11 @@ impl Session {
                     self.waiting.push(request);
                     Event::Verify
                 }
+                Input::Order(request) => {
+                    let order = request.order.clone();
+                    self.orders.push_back(request);
+                    Event::Order(order)
+                }
                 Input::WorkerEnded => return Err(SessionError::WorkerEnded),
             };
             match &event {
@@ -239,6 +279,8 @@ impl Session {
             },
             event = hear(&mut self.link) => Input::Event(event),
             Some(request) = self.requests.recv() => Input::Verify(request),
+            Some(request) = self.order_requests.recv() => Input::Order(request),
+            (run, result) = ended(&mut self.checking) => Input::Event(Event::Checked(run, result)),
             state = hook_changed(&mut self.hook) => Input::Event(Event::Hook(state)),
             () = self.dialer.outdated() => Input::Event(Event::Renewed(Box::new(self.dialer.route().trust))),
             () = until(deadline) => Input::Event(Event::Tick),
@@ -267,6 +309,18 @@ impl Session {
                     after.retry();
                 }
             }
+            Action::Check(run, live, phase) => self.start_check(run, *live, phase),
+            Action::StopCheck => {
+                if let Some((_, checking)) = self.checking.take() {
+                    checking.abort();
+                }
+            }
+            Action::Ordered(result) => {
+                if let Some(order) = self.orders.pop_front() {
+                    // The requester may be gone.
+                    let _ = order.result.send(result);
+                }
+            }
             Action::Follow(document) => (self.follow)(*document),
             Action::Verifying(progress) => {
                 for request in &self.waiting {
@@ -281,6 +335,11 @@ impl Session {
             }
             Action::Stopped => {}
         }
+    }
+
+    fn start_check(&mut self, run: u64, live: SignedGeneration, phase: Phase) {
+        let Some(check) = self.check.clone() else { return };
+        self.checking = Some((run, tokio::spawn(check.run(live, phase))));
     }
 
     fn publish(&self) {
@@ -309,6 +368,12 @@ impl Session {
                 drift: replica.drift.clone(),
                 head: self.follower.as_ref().and_then(Follower::head_ms).map(rfc3339),
                 hook: self.machine.hook_status(),
+                check: self.machine.check_status().cloned(),
+                label: replica.live.as_ref().map(|g| g.generation().label.clone()),
+                refused: replica.decisions.refused.iter().map(Refused::of).collect(),
+                node: replica.decisions.node,
+                ordered: replica.decisions.ordered,
+                behind: self.machine.is_behind(),
                 ..status.clone()
             };
             let modified = *status != new;
@@ -321,6 +386,14 @@ impl Session {
             modified
         });
     }
+}
+
+/// Waits for the end of the running check. Cancel safe.
+async fn ended(checking: &mut Option<(u64, JoinHandle<Result<(), String>>)>) -> (u64, Result<(), String>) {
+    let Some((run, running)) = checking else { return std::future::pending().await };
+    let (run, done) = (*run, running.await);
+    *checking = None;
+    (run, done.unwrap_or_else(|_| Err("the check has ended unexpectedly: report this".to_owned())))
 }
 
 /// Waits for a change of the hook's state. Cancel safe.

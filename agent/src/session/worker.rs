@@ -21,7 +21,7 @@ use crate::source::Source;
 
 pub(crate) use self::display::Display;
 pub use self::work::{
-    BeforeSwitch, Changes, DRIFT_SHOWN_MAX, Drifted, Failure, Inline, Maintenance, NotActivated,
+    BeforeSwitch, Changes, DRIFT_SHOWN_MAX, Decision, Drifted, Failure, Inline, Maintenance, NotActivated,
     ReplicaState, ReplicaWork, Verified,
 };
 
@@ -39,6 +39,10 @@ pub enum Command {
     },
     /// Activate the staged tree.
     Activate,
+    /// Go back to a held generation. The hook before an activation is not asked.
+    Return(Box<SignedGeneration>),
+    /// Record a decision.
+    Decide(Decision),
     /// Do a step of maintenance.
     Maintain,
     /// Hash everything again.
@@ -63,6 +67,8 @@ pub enum Outcome {
     Staged,
     /// The tree is live and durable.
     Activated,
+    /// The decision is durable.
+    Decided,
     /// A step of maintenance is done.
     Maintained(Maintenance),
     /// Everything was hashed again.
@@ -310,10 +316,19 @@ impl<R: ReplicaWork> Bench<R> {
                     return Ok(Outcome::Staged);
                 }
                 let _ = self.outbox.blocking_send(Report::Activating);
-                self.activate(staged)
+                self.activate(staged, self.hooks.before.clone())
             }
+            Command::Return(generation) => {
+                self.staged = None;
+                self.began = Instant::now();
+                let mut source = (self.open_source)(cancellation.transfers.clone());
+                let staged = self.replica.stage_return(&generation, source.as_mut(), &progress, cancel)?;
+                let _ = self.outbox.blocking_send(Report::Activating);
+                self.activate(staged, None)
+            }
+            Command::Decide(decision) => self.replica.decide(decision).map(|()| Outcome::Decided),
             Command::Activate => match self.staged.take() {
-                Some(staged) => self.activate(staged),
+                Some(staged) => self.activate(staged, self.hooks.before.clone()),
                 // The origin's next command stages anew.
                 None => Err(Failure { retry: Some(RetryClass::Retry), reason: "nothing is staged".into() }),
             },
@@ -351,12 +366,13 @@ impl<R: ReplicaWork> Bench<R> {
         }
     }
 
-    fn activate(&mut self, staged: R::Staged) -> Result<Outcome, Failure> {
+    /// Makes a staged tree live. `first`: the hook that may refuse it.
+    fn activate(&mut self, staged: R::Staged, first: Option<Hook>) -> Result<Outcome, Failure> {
         let hooks = &self.hooks;
         let mut noted = None;
         let mut before = |occasion: Occasion, changed: &Changed<'_>| {
             noted = Some(occasion.generation);
-            if let Some(hook) = &hooks.before {
+            if let Some(hook) = &first {
                 hook.run(&occasion, changed.all)?;
             }
             match &hooks.after {

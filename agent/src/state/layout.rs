@@ -15,6 +15,7 @@
 //! ROOT/state/lock               locked while an agent runs, contains its pid
 //! ROOT/state/record.redb        the record
 //! ROOT/state/exchange           `live` may be a directory ([`crate::state::swap`])
+//! ROOT/state/refused            refused generations, if the record is lost ([`crate::state::decisions`])
 //! ROOT/state/signed/K           record and signature of the generation in slot K, in case the record is lost
 //! ```
 //!

@@ -4,6 +4,7 @@
 //! from the layers above.
 
 pub(crate) mod cursor;
+pub mod decisions;
 pub mod disk;
 pub(crate) mod hashing;
 pub(crate) mod history;

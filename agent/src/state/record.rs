@@ -7,6 +7,7 @@
 //! | signed | `accepted` | signature, then the generation's canonical bytes |
 //! | slots | K of `slots/K` | its state ([`crate::state::slot::Slot::row`]) |
 //! | served | K of `slots/K` | canonical bytes of the roots that the slot served since the on-activate hook last succeeded for it, including that root; none: unknown |
+//! | decisions | `good`, `trial`, `refused`, `node`, `ordered` | JSON ([`crate::state::decisions`]) |
 //! | directories | object hash | canonical bytes of a directory object |
 //! | inodes | path of a directory of the live tree, `//`, hash of a page of its entries | inode numbers in entry order, little endian; 0: a directory |
 //! | notes | `drift`, `verification`, `owner` | JSON of local changes, of the progress of background verification, of user and group |
@@ -21,6 +22,7 @@
     expect(clippy::disallowed_methods, reason = "the record, which has one name below ROOT/state")
 )]
 
+mod decisions;
 mod directories;
 mod inodes;
 mod notes;
@@ -37,8 +39,10 @@ use syncd_shared::generation::GenerationError;
 use syncd_shared::tree::{DecodeRootError, ROOT_ENTRY_BYTES};
 use syncd_shared::{ObjectHash, RootEntry, SignedGeneration};
 
+use crate::state::decisions::Decisions;
 use crate::state::slot::{RowError, Slot, decode_generation, encode_generation};
 
+use self::decisions::DECISIONS;
 use self::directories::{DIRECTORIES, PageCache};
 #[cfg(feature = "fuzzing")]
 pub(crate) use self::inodes::decode_inodes;
@@ -52,7 +56,7 @@ const SLOTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("slots");
 const SERVED: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("served");
 
 /// Version of these tables.
-const FORMAT: u64 = 3;
+const FORMAT: u64 = 4;
 /// Limit of memory for the database's pages, in bytes.
 const CACHE_BYTES: usize = 8 * 1024 * 1024;
 
@@ -80,6 +84,15 @@ pub enum RecordError {
     /// The state of a slot cannot be decoded.
     #[error("read the state of a slot from the record")]
     Row(#[from] RowError),
+    /// A decision cannot be decoded.
+    #[error("read the row {key} of the decisions in the record")]
+    Decision {
+        /// Name of the row.
+        key: &'static str,
+        /// The cause.
+        #[source]
+        source: serde_json::Error,
+    },
     /// A damaged record could not be moved aside.
     #[error("move the damaged record {} aside", path.display())]
     MoveAside {
@@ -133,6 +146,7 @@ pub(crate) struct Known {
     /// Roots that a slot served since the on-activate hook last succeeded for it, including that root.
     /// Missing: unknown.
     pub served: BTreeMap<u64, Vec<RootEntry>>,
+    pub decisions: Decisions,
 }
 
 /// Pending exchange of `slots/K` with `live`. The names do not show whether it was done; the inode does.
@@ -161,6 +175,8 @@ pub(crate) struct Change<'a> {
     pub inodes: Option<&'a InodeChanges>,
     /// New list of the roots that a slot served.
     pub served: Option<(u64, &'a [RootEntry])>,
+    /// New decisions, as a whole.
+    pub decisions: Option<&'a Decisions>,
 }
 
 /// The open record.
@@ -238,6 +254,7 @@ impl Record {
             write.open_table(SIGNED).map_err(|e| doing(e.into()))?;
             write.open_table(SLOTS).map_err(|e| doing(e.into()))?;
             write.open_table(SERVED).map_err(|e| doing(e.into()))?;
+            write.open_table(DECISIONS).map_err(|e| doing(e.into()))?;
             write.open_table(DIRECTORIES).map_err(|e| doing(e.into()))?;
             write.open_table(INODES).map_err(|e| doing(e.into()))?;
             write.open_table(NOTES).map_err(|e| doing(e.into()))?;
@@ -291,6 +308,7 @@ impl Record {
             let roots = roots.value().chunks(ROOT_ENTRY_BYTES).map(RootEntry::decode);
             known.served.insert(slot.value(), roots.collect::<Result<_, _>>()?);
         }
+        known.decisions = decisions::read(&read.open_table(DECISIONS).map_err(|e| doing(e.into()))?)?;
         Ok(known)
     }
 
@@ -350,6 +368,7 @@ fn apply_change(write: &WriteTransaction, change: &Change<'_>) -> Result<(), red
             false => drop(served.insert(slot, encode_roots(roots).as_slice())?),
         }
     }
+    change.decisions.map_or(Ok(()), |decisions| decisions::put(write, decisions))?;
     change.inodes.map_or(Ok(()), |inodes| apply_inodes(write, inodes))
 }
 
@@ -379,7 +398,7 @@ fn restore_known(write: &WriteTransaction, known: &Known) -> Result<(), redb::Er
     for (slot, roots) in &known.served {
         served.insert(slot, encode_roots(roots).as_slice())?;
     }
-    Ok(())
+    decisions::put(write, &known.decisions)
 }
 
 fn read_coming(meta: &impl ReadableTable<&'static str, u64>) -> Result<Option<Coming>, redb::StorageError> {

@@ -38,6 +38,7 @@
 //! a crash would leave a tree that contradicts its row.
 
 mod absent;
+mod decisions;
 mod recovery;
 mod signed;
 mod switch;
@@ -303,6 +304,7 @@ impl Slots {
     pub fn may_be_taken(&self, slot: u64, clock: &Clock, grace: Duration) -> bool {
         !self.is_in_use(slot)
             && !self.may_be_served(slot)
+            && !self.is_kept_by_decision(slot)
             && self.rest(slot, clock, grace) == Some(Duration::ZERO)
     }
 
@@ -313,7 +315,7 @@ impl Slots {
         let others: Vec<u64> = self.generations().into_values().filter(|slot| Some(*slot) != live).collect();
         let kept = keep.saturating_sub(1);
         let mut excess = others[..others.len().saturating_sub(kept)].to_vec();
-        excess.retain(|slot| !self.may_be_served(*slot));
+        excess.retain(|slot| !self.may_be_served(*slot) && !self.is_kept_by_decision(*slot));
         for slot in &excess {
             self.rests.entry(*slot).or_insert(now);
         }

@@ -226,6 +226,7 @@ impl FakeOrigin {
             token: self.token.clone(),
             name: Some("web1".parse().unwrap()),
             rename: false,
+            group: None,
         };
         join::join(options).await.unwrap().identity
     }

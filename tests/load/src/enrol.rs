@@ -31,6 +31,7 @@ pub async fn enrol(
             token: token.clone(),
             name: Some(name.parse().context("an agent's name")?),
             rename: false,
+            group: None,
         };
         joins.spawn(join(options));
     }

@@ -136,6 +136,7 @@ impl World {
             token,
             name: Some(name.parse()?),
             rename: false,
+            group: None,
         })
         .await?;
         let options = RunOptions {

@@ -115,6 +115,8 @@ impl World {
                 self.note(format!("node {n} hangs up"));
                 self.hang_up(n);
             }
+            // No node of the simulation has a check, and nobody gives orders on it.
+            Action::Check(..) | Action::StopCheck | Action::Ordered(_) => {}
             Action::Send(message) => self.say(n, message)?,
             Action::Start(command) => self.command(n, *command).await?,
             Action::Cancel => {
@@ -198,6 +200,8 @@ impl World {
                 )
             }
             Command::Activate => "activate".to_owned(),
+            Command::Return(generation) => format!("return to {}", generation.number()),
+            Command::Decide(decision) => format!("decide {decision:?}"),
             Command::Maintain => "maintain".to_owned(),
             Command::Verify => "verify".to_owned(),
         };
@@ -273,6 +277,7 @@ impl World {
             let text = match outcome {
                 Outcome::Staged => "staged".to_owned(),
                 Outcome::Activated => "activated".to_owned(),
+                Outcome::Decided => "decided".to_owned(),
                 Outcome::Maintained(maintenance) => format!("maintained, again in {:?}", maintenance.again),
                 Outcome::Verified(verified) => format!("verified {} files", verified.files),
                 Outcome::Failed(failure) => format!("failed, {:?}", failure.retry),

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use syncd_proto::v1;
 use syncd_proto::v1::agent_message::Message as ToOrigin;
 use syncd_proto::v1::origin_message::Message as FromOrigin;
+use syncd_shared::CheckStatus;
 use syncd_shared::text::one_line;
 
 use super::{GREETING_TIMEOUT, Machine};
@@ -60,6 +61,10 @@ impl Machine {
             (FromOrigin::Announce(announce), true) => self.announced(announce, out),
             (FromOrigin::Activate(activate), true) => self.told_to_activate(&activate),
             (FromOrigin::TrustDocument(document), true) => self.follow(&document, out),
+            (FromOrigin::Standing(standing), true) => {
+                self.ordered_there(Some(&standing));
+                Ok(())
+            }
             (FromOrigin::Heartbeat(_), true) => Ok(()),
             _ => Err(Violation::Order),
         }
@@ -83,6 +88,7 @@ impl Machine {
         self.link = Link::Up(Up { since: now, interval, next_heartbeat, sequence: 0, heard: now });
         self.link_error = None;
         self.is_revoked = false;
+        self.ordered_there(welcome.standing.as_ref());
         // Damage that was found while the origin could not be reached.
         self.verify_wanted |= self.drift_error.is_some();
         let version = one_line(&welcome.origin_version, VERSION_MAX_BYTES);
@@ -128,6 +134,13 @@ impl Machine {
         self.is_revoked = false;
         if !matches!(self.link, Link::Down { .. }) {
             tracing::info!("reconnecting to the origin with a new certificate");
+        }
+        self.redial(now, out);
+    }
+
+    /// Connects anew, at once.
+    pub(super) fn redial(&mut self, now: Instant, out: &mut Vec<Action>) {
+        if !matches!(self.link, Link::Down { .. }) {
             out.push(Action::Hang);
         }
         self.link = Link::Down { redial_at: now };
@@ -142,8 +155,11 @@ impl Machine {
         match &mut self.link {
             Link::Down { redial_at } if now >= *redial_at => {
                 self.hook_told = self.hook_report();
-                let hook = self.hook_told.clone();
-                out.push(Action::Dial(Box::new(messages::hello(&self.trust, &self.replica, hook))));
+                self.checks.told = self.checks.status.as_ref().map(CheckStatus::to_report);
+                self.standing_told = self.replica.decisions.node;
+                self.said_staged = None;
+                let (hook, check) = (self.hook_told.clone(), self.checks.told.clone());
+                out.push(Action::Dial(Box::new(messages::hello(&self.trust, &self.replica, hook, check))));
                 self.shown = self.replica.live.as_ref().map(|l| (l.number(), l.root_hash()));
                 self.shown_drift = self.replica.drift.clone();
                 self.link = Link::Greeting { since: now };

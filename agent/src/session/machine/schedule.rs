@@ -11,7 +11,8 @@ use syncd_shared::{GenerationNumber, Progress, RootHash};
 use super::Machine;
 use crate::session::event::Action;
 use crate::session::messages;
-use crate::session::worker::{Command, Failure, Outcome, Report, Verified};
+use crate::session::worker::{Command, Decision, Failure, Outcome, Report, Verified};
+use crate::state::decisions::Refusal;
 
 /// The origin gets no progress of an update that takes less than this.
 pub(super) const PROGRESS_DELAY: Duration = Duration::from_millis(100);
@@ -22,10 +23,12 @@ pub(super) const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 pub(super) const MAINTAIN_DELAY: Duration = Duration::from_millis(200);
 
 /// Work of the worker.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Job {
     Update { number: GenerationNumber, root: RootHash },
     Activate,
+    Return,
+    Decide { is_order: bool, decision: Decision },
     Maintain,
     Verify,
 }
@@ -37,6 +40,9 @@ impl Machine {
             Report::Activating => self.activating = true,
             Report::Done(outcome, replica) => {
                 let was_live = self.target_is_live();
+                let refusal =
+                    self.replica.live.as_ref().and_then(|live| self.replica.decisions.refusal(live));
+                let left = refusal.cloned();
                 let drift = std::mem::replace(&mut self.replica, *replica).drift;
                 if drift != self.replica.drift {
                     self.send(messages::drift(self.replica.drift.as_ref()), out);
@@ -49,7 +55,14 @@ impl Machine {
                 self.activating = false;
                 self.progress = None;
                 self.tell_at = None;
-                self.finished(job, outcome, cancelled, now, out);
+                match (job, outcome) {
+                    (Some(Job::Decide { is_order, decision }), outcome) => {
+                        self.decided(is_order, decision, outcome, now, out);
+                    }
+                    (Some(Job::Return), outcome) => self.went_back(left, outcome, now, out),
+                    (job, outcome) => self.finished(job, outcome, cancelled, now, out),
+                }
+                self.drop_refused_target(out);
                 self.drop_outdated_target(out);
                 if !was_live && self.target_is_live() && self.work_error.take().is_some() {
                     // The failed activation was durable after all, and recovery has finished it.
@@ -72,10 +85,10 @@ impl Machine {
             (Some(Job::Update { number, root }), Outcome::Staged) => {
                 self.staged = Some((number, root));
                 self.work_error = None;
-                self.send(messages::staged(number, root), out);
             }
             (_, Outcome::Activated) => {
                 self.staged = None;
+                self.checks.retry_at = None;
                 self.work_error = None;
                 self.retry.reset();
                 self.retry_operator.reset();
@@ -109,7 +122,27 @@ impl Machine {
                 self.staged = what;
                 self.update_failed(what, failure, cancelled, now, out);
             }
-            (_, Outcome::Staged) => {}
+            (_, Outcome::Staged | Outcome::Decided) => {}
+        }
+    }
+
+    /// The node went back to a held generation, or could not. `left`: the refusal of what it left.
+    fn went_back(&mut self, left: Option<Refusal>, outcome: Outcome, now: Instant, out: &mut Vec<Action>) {
+        self.staged = None;
+        match outcome {
+            Outcome::Failed(failure) | Outcome::Declined(failure) => {
+                let number = self.back().map_or(0, |back| back.number().get());
+                let pause = self.retry.pause();
+                self.return_at = failure.retry.map(|_| now + pause);
+                let reason = format!("can't go back to generation {number}: {}", failure.reason);
+                if failure.retry.is_some() {
+                    self.failed(number, Failure { reason, ..failure }, out);
+                }
+            }
+            outcome => {
+                self.has_returned(left, out);
+                self.finished(Some(Job::Return), outcome, false, now, out);
+            }
         }
     }
 
@@ -190,8 +223,10 @@ impl Machine {
 
     /// Gives the worker its next command, or cancels the current one for something more important.
     pub(super) fn schedule(&mut self, now: Instant, out: &mut Vec<Action>) {
-        self.retry_at = self.retry_at.filter(|at| now < *at);
-        if let Some(job) = self.job {
+        for at in [&mut self.retry_at, &mut self.return_at, &mut self.decide_at] {
+            *at = at.filter(|at| now < *at);
+        }
+        if let Some(job) = &self.job {
             if self.should_cancel(job) && !self.cancelled {
                 self.cancelled = true;
                 out.push(Action::Cancel);
@@ -203,31 +238,52 @@ impl Machine {
             return;
         }
         let Some((job, command)) = self.next_command(now) else { return };
+        self.tell_at = matches!(job, Job::Update { .. }).then(|| now + PROGRESS_DELAY);
         self.job = Some(job);
         self.progress = None;
-        self.tell_at = matches!(job, Job::Update { .. }).then(|| now + PROGRESS_DELAY);
         out.push(Action::Start(Box::new(command)));
     }
 
-    fn should_cancel(&self, job: Job) -> bool {
+    fn should_cancel(&self, job: &Job) -> bool {
         match job {
-            Job::Activate => false,
-            Job::Update { .. } if self.activating => false,
+            Job::Activate | Job::Decide { .. } => false,
+            Job::Update { .. } | Job::Return if self.activating => false,
             _ if self.stopping => true,
-            Job::Update { number, root } => !self.target.as_ref().is_some_and(|t| t.is(number, root)),
+            Job::Return => !self.orders_due.is_empty(),
+            _ if self.is_interrupted() => true,
+            Job::Update { number, root } => !self.target.as_ref().is_some_and(|t| t.is(*number, *root)),
             Job::Verify => self.update_is_due(),
             Job::Maintain => self.update_is_due() || self.verify_wanted,
         }
     }
 
-    /// Whether an announced generation is not live, waits for no barrier or hook, and has not just failed.
+    /// Whether an announced generation is not live, waits for no barrier, check, hook or pin, and has not
+    /// just failed. A pinned node does not even stage: its disk is left to what it serves.
     fn update_is_due(&self) -> bool {
         let Some(target) = &self.target else { return false };
-        let waits = !target.activate && self.staged.is_some_and(|(number, root)| target.is(number, root));
-        !self.is_live(&target.generation) && self.retry_at.is_none() && !waits && self.waits().is_none()
+        let staged = self.staged.filter(|(number, root)| target.is(*number, *root));
+        let waits = staged.is_some_and(|staged| !target.activate || !self.is_cleared(staged));
+        let is_pinned = self.replica.decisions.is_pinned();
+        !self.is_live(&target.generation)
+            && self.retry_at.is_none()
+            && !waits
+            && !is_pinned
+            && self.waits().is_none()
+    }
+
+    /// Whether the worker is about to change what is live.
+    pub(super) fn is_switching(&self) -> bool {
+        self.activating || matches!(self.job, Some(Job::Activate | Job::Return | Job::Decide { .. }))
     }
 
     fn next_command(&mut self, now: Instant) -> Option<(Job, Command)> {
+        if let Some((job, decision)) = self.next_decision() {
+            return Some((job, Command::Decide(decision)));
+        }
+        if let Some(back) = self.back().filter(|_| self.return_at.is_none()) {
+            return Some((Job::Return, Command::Return(Box::new(back.clone()))));
+        }
+        let stages_first = self.stages_first();
         if self.update_is_due() {
             let target = self.target.as_mut()?;
             if self.staged.is_some_and(|(number, root)| target.is(number, root)) {
@@ -237,7 +293,8 @@ impl Machine {
             let generation = Box::new(target.generation.clone());
             let job = Job::Update { number: generation.number(), root: generation.root_hash() };
             let inline = target.inline.take();
-            return Some((job, Command::Update { generation, inline, activate: target.activate }));
+            let activate = target.activate && !stages_first;
+            return Some((job, Command::Update { generation, inline, activate }));
         }
         if self.verify_wanted {
             return Some((Job::Verify, Command::Verify));

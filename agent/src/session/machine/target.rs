@@ -8,6 +8,7 @@ use syncd_shared::wire::{WireError, root_hash};
 use syncd_shared::{Generation, GenerationNumber, RootHash, SignedGeneration};
 
 use super::Machine;
+use super::orders::refused;
 use crate::session::event::{Action, Violation};
 use crate::session::messages;
 use crate::session::worker::{Failure, Inline};
@@ -18,6 +19,8 @@ pub(super) struct Target {
     pub(super) generation: SignedGeneration,
     pub(super) activate: bool,
     pub(super) inline: Option<Inline>,
+    /// Other nodes serve it already.
+    pub(super) flipped: bool,
 }
 
 impl Target {
@@ -43,6 +46,12 @@ impl Machine {
                 return Ok(());
             }
         };
+        if let Some(refusal) = self.replica.decisions.refusal(&generation).cloned() {
+            let number = generation.number().get();
+            self.target = None;
+            self.failed(number, refused(number, &refusal), out);
+            return Ok(());
+        }
         let live = self.replica.live.as_ref().map(|live| live.generation().root.totals);
         let totals = generation.generation().root.totals.covering(live.unwrap_or_default());
         let file = Some(announce.update_file).filter(|file| !file.is_empty());
@@ -59,9 +68,11 @@ impl Machine {
         if self.is_live(&generation) {
             self.say_activated(out);
         }
-        self.target = Some(Target { generation, activate: announce.activate_when_staged, inline });
+        let (activate, flipped) = (announce.activate_when_staged, announce.flipped);
+        self.target = Some(Target { generation, activate, inline, flipped });
         self.retry_hook(out);
-        self.say_staged(out);
+        // Answers the announcement, even where it was reported before.
+        self.said_staged = None;
         Ok(())
     }
 
@@ -133,15 +144,6 @@ impl Machine {
             if self.is_connected() && self.waits().is_none() {
                 self.hook_told = self.hook_report().filter(is_told).or_else(|| self.hook_told.take());
             }
-        }
-    }
-
-    /// Reports again, after a reconnect, that the tree is staged.
-    fn say_staged(&self, out: &mut Vec<Action>) {
-        if let (Some((number, root)), Some(target)) = (self.staged, &self.target)
-            && target.is(number, root)
-        {
-            self.send(messages::staged(number, root), out);
         }
     }
 }

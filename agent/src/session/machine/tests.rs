@@ -17,7 +17,7 @@ use crate::hooks::{HookRun, RunOutcome};
 use crate::session::messages::PROTOCOL_MAX;
 use crate::session::worker::{Command, Maintenance, Outcome, Report};
 
-const TREE: TreeId = TreeId::from_bytes([7; 16]);
+pub(super) const TREE: TreeId = TreeId::from_bytes([7; 16]);
 
 struct Scene {
     key: SigningKey,
@@ -93,7 +93,7 @@ impl Scene {
     }
 }
 
-fn generation(key: &SigningKey, number: u64) -> SignedGeneration {
+pub(super) fn generation(key: &SigningKey, number: u64) -> SignedGeneration {
     generation_in(key, 1, GenerationNumber::new(number).unwrap())
 }
 
@@ -104,7 +104,7 @@ fn generation_in(key: &SigningKey, epoch: u32, number: GenerationNumber) -> Sign
     Generation { tree_id: TREE, epoch, number, trust: 1, root, parent: None, created_ms: 0, label }.sign(key)
 }
 
-fn holding(generation: &SignedGeneration) -> ReplicaState {
+pub(super) fn holding(generation: &SignedGeneration) -> ReplicaState {
     ReplicaState {
         live: Some(generation.clone()),
         accepted: Some(generation.clone()),
@@ -113,7 +113,12 @@ fn holding(generation: &SignedGeneration) -> ReplicaState {
 }
 
 /// State of a hook that last succeeded for `succeeded`. `run` is the generation and outcome of its last run.
-fn hook(revision: u64, succeeded: u64, due: Option<u64>, run: Option<(u64, RunOutcome)>) -> HookState {
+pub(super) fn hook(
+    revision: u64,
+    succeeded: u64,
+    due: Option<u64>,
+    run: Option<(u64, RunOutcome)>,
+) -> HookState {
     let run = run.map(|(generation, outcome)| HookRun {
         generation,
         outcome,

@@ -9,10 +9,11 @@ use serde::{Deserialize, Serialize};
 use syncd_proto::v1::RetryClass;
 use syncd_shared::text::error_chain;
 use syncd_shared::wire::Frame;
-use syncd_shared::{GenerationNumber, Progress, RootHash, SignedGeneration};
+use syncd_shared::{GenerationNumber, OrderedStanding, Progress, RootHash, SignedGeneration};
 
 use crate::hooks::{Changed, HookError, HookState, Occasion};
 use crate::source::Source;
+use crate::state::decisions::{Decisions, Named};
 use crate::status::Drift;
 
 /// Called before a switch with the changed paths. An error prevents the switch.
@@ -35,6 +36,22 @@ pub trait ReplicaWork: Send + 'static {
         progress: &dyn Fn(Progress),
         cancel: &AtomicBool,
     ) -> Result<Self::Staged, Failure>;
+
+    /// Like [`Self::stage`], for a held generation that the node goes back to. It will not be on trial.
+    fn stage_return(
+        &mut self,
+        generation: &SignedGeneration,
+        source: &mut dyn Source,
+        progress: &dyn Fn(Progress),
+        cancel: &AtomicBool,
+    ) -> Result<Self::Staged, Failure> {
+        self.stage(generation, None, source, progress, cancel)
+    }
+
+    /// Records a decision, durably.
+    fn decide(&mut self, _decision: Decision) -> Result<(), Failure> {
+        Ok(())
+    }
 
     /// Makes a tree live, durably. Calls `before` with the changed paths before anything is switched. If it
     /// fails, nothing is switched and the staged tree is returned. Not cancellable.
@@ -103,8 +120,28 @@ pub struct ReplicaState {
     pub spare_misses: u64,
     /// Local changes found by the last inspection.
     pub drift: Option<Drift>,
+    pub decisions: Decisions,
     /// State of the on-activate hook, filled in by the worker; `None`: none is set.
     pub hook: Option<HookState>,
+}
+
+/// A change of the node's decisions ([`crate::state::decisions`]).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decision {
+    /// The generation has passed its check. Nothing is recorded if another root is live now.
+    Pass(Named),
+    /// The generation has failed its check, with this failure.
+    Refuse(Named, String),
+    /// The refusals of this number are forgotten.
+    Accept(u64),
+    /// `drain` and `undrain` on the node.
+    Drain(bool),
+    /// `pin` on the node, to this generation or to the live one. A trial is over.
+    Pin(Option<u64>),
+    /// `unpin` on the node.
+    Unpin,
+    /// The origin's orders.
+    Ordered(OrderedStanding),
 }
 
 /// Paths that differ between two generations: files, symlinks and directories, as in `syncd-origin history`.

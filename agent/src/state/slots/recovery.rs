@@ -7,6 +7,7 @@
 //! | `live`, `previous` or `generations/N` differ from the record | rolled forward to match it |
 //! | a pending exchange with `live` was not done | done |
 //! | `live` is not what `--swap` asks for | converted |
+//! | refused generations that only the record or only `state/refused` has | are in both |
 //! | `aside-*`, `*.next`, links in `slots/` | deleted |
 //! | no record (lost, damaged), or one that does not hold the existing tree that `live` names | the signed record is read from `state/signed`, and the manifest is built from the files. If it has the signed root, the tree is held again. Otherwise the tree is served, and the next target is staged as a first sync. Other trees are unknown: a web server may serve them, and they may have files of visitors |
 
@@ -14,17 +15,16 @@ use std::collections::BTreeSet;
 use std::time::Instant;
 
 use rustix::fs::FileType;
-use syncd_shared::SignedGeneration;
 
 use super::Slots;
 use super::absent::without_absent;
 use crate::state::disk::DiskError;
 use crate::state::layout::{LIVE_NEXT, LIVE_SLOT, PREVIOUS, PREVIOUS_NEXT, generation_target};
-use crate::state::number;
 use crate::state::record::{Known, Record, RecordError};
 use crate::state::scan::prove;
 use crate::state::slot::{FormerTree, Slot};
 use crate::state::swap::{self, Swap};
+use crate::state::{SlotError, number};
 
 /// Reason why recovery failed.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +33,15 @@ pub(crate) enum RecoverError {
     Disk(#[from] DiskError),
     #[error(transparent)]
     Record(#[from] RecordError),
+}
+
+impl From<SlotError> for RecoverError {
+    fn from(error: SlotError) -> Self {
+        match error {
+            SlotError::Disk(e) => e.into(),
+            SlotError::Record(e) => e.into(),
+        }
+    }
 }
 
 impl Slots {
@@ -61,7 +70,7 @@ impl Slots {
         self.swap = self.wanted.map_or_else(|| self.swap_as_it_is(linked), Ok)?;
         let mut known = Known { coming: None, ..before.clone() };
         if let Some(linked) = linked.filter(|linked| is_lost(&before, *linked, &present)) {
-            known = self.rebuild(linked, &present, before.accepted.clone())?;
+            known = self.rebuild(linked, &present, &before)?;
         }
         without_absent(&mut known, &present);
         let is_held = |known: &Known, slot: u64| matches!(known.slots.get(&slot), Some(Slot::Held(_)));
@@ -79,6 +88,7 @@ impl Slots {
         }
         self.known = known;
         self.linked = self.known.live.or(linked);
+        self.recover_refused()?;
         self.recover_rests(now);
         self.recover_links()?;
         // An activation may have opened its tree to others without committing.
@@ -128,13 +138,9 @@ impl Slots {
 
     /// Rebuilds [`Known`] from what is proved by the disk. Accepts the highest generation among the copies of
     /// signed records, because after a power cut `live` may name an older one.
-    fn rebuild(
-        &self,
-        linked: u64,
-        present: &BTreeSet<u64>,
-        accepted: Option<SignedGeneration>,
-    ) -> Result<Known, RecoverError> {
-        let mut known = Known { accepted, ..Known::default() };
+    fn rebuild(&self, linked: u64, present: &BTreeSet<u64>, before: &Known) -> Result<Known, RecoverError> {
+        let (accepted, decisions) = (before.accepted.clone(), before.decisions.clone());
+        let mut known = Known { accepted, decisions, ..Known::default() };
         for slot in present {
             let generation = self.read_signed(*slot)?;
             // A closed tree without a copy was never about to be activated, so it is a building.

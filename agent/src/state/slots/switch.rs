@@ -41,6 +41,8 @@ pub(crate) struct Switch<'a> {
     pub inodes: &'a InodeChanges,
     /// Spares that can no longer be patched by the differences between manifests.
     pub outlived: &'a [u64],
+    /// A check has to pass, or the node returns.
+    pub on_trial: bool,
 }
 
 impl Slots {
@@ -85,7 +87,7 @@ impl Slots {
     /// Commits the switch: recovery completes it after a crash. The tree and the copy of its signed record
     /// are durable.
     pub fn commit_switch(&mut self, switch: &Switch<'_>) -> Result<(), SlotError> {
-        let Switch { slot, target, inodes, outlived } = *switch;
+        let Switch { slot, target, inodes, outlived, on_trial } = *switch;
         let (landing, leaving) = (self.landing(slot), self.leaving(slot));
         let state = Slot::Held(Box::new(target.clone()));
         let mut slots: Vec<_> = outlived.iter().map(|outlived| (*outlived, &Slot::Building)).collect();
@@ -96,6 +98,7 @@ impl Slots {
         slots.push((landing, &state));
         let served = self.served_with(landing, target.generation().root);
         let coming = self.coming(slot)?;
+        let decisions = self.decisions_with(target, on_trial);
         let former = self.state(slot).and_then(Slot::held).map(|held| held.number());
         self.record.apply(
             &Change {
@@ -106,9 +109,11 @@ impl Slots {
                 coming: coming.filter(|_| !test_faults::has(Bug::NoComing)).map(Some),
                 inodes: Some(inodes),
                 served: Some((landing, &served)),
+                decisions: Some(&decisions),
             },
             true,
         )?;
+        self.known.decisions = decisions;
         self.known.slots.extend(outlived.iter().map(|outlived| (*outlived, Slot::Building)));
         if landing != slot {
             self.known.slots.remove(&slot);
@@ -144,7 +149,15 @@ impl Slots {
         self.keep_signed(slot, target)?.wait()?;
         let state = Slot::Held(Box::new(target.clone()));
         let accepted = Some(target).filter(|target| self.is_newest(target));
-        self.record.apply(&Change { slots: vec![(slot, &state)], accepted, ..Change::default() }, true)?;
+        let decisions = self.decisions_renamed(target);
+        let change = Change {
+            slots: vec![(slot, &state)],
+            accepted,
+            decisions: Some(&decisions),
+            ..Change::default()
+        };
+        self.record.apply(&change, true)?;
+        self.known.decisions = decisions;
         if self.is_newest(target) {
             self.known.accepted = Some(target.clone());
         }

@@ -54,9 +54,9 @@ impl Node<'_> {
 
     /// Whether the node could activate the generation now, or has.
     pub fn is_ready_for(&self, target: Target) -> bool {
-        let weather =
-            self.check.is_some_and(|(of, outcome, _)| of == target && outcome == CheckOutcome::FailedBefore);
-        self.connected && !weather && (self.staged == Some(target) || self.linked == Some(target))
+        // The report names what is live.
+        let weather = self.check.is_some_and(|(_, outcome, _)| outcome == CheckOutcome::FailedBefore);
+        self.connected && (!weather && self.staged == Some(target) || self.linked == Some(target))
     }
 
     /// Whether the generation is live: hook and check, where there are any, have passed.
@@ -75,7 +75,7 @@ impl Node<'_> {
         };
         let why = match self.check {
             _ if !self.connected => "not connected".to_owned(),
-            Some((of, CheckOutcome::FailedBefore, output)) if of == target => {
+            Some((_, CheckOutcome::FailedBefore, output)) if self.linked != Some(target) => {
                 format!("its check fails on what is live: {output}")
             }
             Some((of, CheckOutcome::Running, _)) if of == target => "its check has not passed yet".to_owned(),

@@ -152,7 +152,7 @@ fn a_check_that_fails_before_the_flip_is_waited_for_until_the_deadline() {
     let mut nodes = ["a"].map(node);
     let mut rollout = started(policy(&[]), &nodes);
     stage(&mut nodes);
-    nodes[0].check = Some((NEW, CheckOutcome::FailedBefore, "down anyway"));
+    nodes[0].check = Some((GOOD, CheckOutcome::FailedBefore, "down anyway"));
     rollout.look(&nodes, NOW);
     assert_eq!(rollout.phase, Phase::Staging);
     rollout.look(&nodes, NOW + 60_000);
