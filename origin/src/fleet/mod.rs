@@ -44,7 +44,7 @@ use crate::keys::{Keys, KeysError};
 pub use records::{NamedRecord, RecordChange};
 pub use records::{RecordError, RecordStore};
 pub(crate) use roster::token_id;
-pub use roster::{Admission, NodeOrder, NodeOrders, RosterError, TokenView};
+pub use roster::{Admission, NodeOrder, RosterError, TokenView};
 pub use syncd_shared::AgentState;
 pub use view::{AgentDrift, AgentProgress, AgentView, FleetView, RETAIN_MS};
 

@@ -480,7 +480,7 @@ impl FleetTask {
             }
             Report::Hook(hook) => view.hook = Some(hook),
             Report::Check(check) => {
-                view.check = Some(check);
+                view.note_check(check);
                 self.reassign = true;
             }
             Report::Standing(standing) => {

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::fmt;
 
+use syncd_shared::limits::REFUSED_GENERATIONS_MAX;
 use syncd_shared::text::counted;
 use syncd_shared::{AgentState, CheckStatus, GenerationNumber, HookStatus, NodeStanding, Progress, RootHash};
 
@@ -117,6 +118,16 @@ impl AgentView {
     /// Whether nobody waits for the node: it is drained or pinned.
     pub fn is_out_of_rollouts(&self) -> bool {
         self.is_drained() || self.is_pinned()
+    }
+
+    /// Takes the newest result of the node's check. A node that returned refuses the tree from then on.
+    pub(super) fn note_check(&mut self, check: CheckStatus) {
+        if check.returned_to.is_some() && !self.refused.contains(&check.root) {
+            let excess = (self.refused.len() + 1).saturating_sub(REFUSED_GENERATIONS_MAX);
+            self.refused.drain(..excess);
+            self.refused.push(check.root);
+        }
+        self.check = Some(check);
     }
 
     /// The node as rollouts see it.

@@ -196,12 +196,14 @@ impl Rollout {
 
     /// A participant whose check failed on the generation fails the rollout.
     fn look_at_checks(&mut self, nodes: &[Node<'_>], now_ms: i64) {
-        let counts = |node: &&Node<'_>| self.participants.has(node.name) && !node.drained;
-        let failed =
-            nodes.iter().filter(counts).find_map(|node| Some((node.name, node.failed_on(self.target)?)));
-        if let Some((name, output)) = failed {
-            let reason = format!("the check failed on {name}: {output}");
-            self.fail(reason, vec![format!("{name} (its check failed)")], now_ms);
+        let participants = || nodes.iter().filter(|node| self.participants.has(node.name));
+        // The result itself is lost if the node was restarted since.
+        let refuses = |node: &&Node<'_>| !node.drained && node.refused.contains(&self.target.root);
+        if let Some((reason, missing)) = failed_check(participants(), self.target) {
+            self.fail(reason, missing, now_ms);
+        } else if let Some(Node { name, .. }) = participants().find(refuses) {
+            let missing = vec![format!("{name} (it refuses this tree)")];
+            self.fail(format!("the check failed on {name}"), missing, now_ms);
         }
     }
 
@@ -433,9 +435,10 @@ impl Rollout {
         let has_base = node.linked.is_some_and(|linked| linked.number >= self.base.number);
         if self.phase != Phase::Released
             && !has_base
+            && !node.refuses(&self.base.root)
             && self.participants.step_of(node, &self.policy) >= self.flipped
         {
-            return if node.refuses(&self.base.root) { Want::Nothing } else { Want::Base };
+            return Want::Base;
         }
         if node.refuses(&self.target.root) {
             return Want::Nothing;
@@ -452,5 +455,17 @@ impl Rollout {
     }
 }
 
+/// Reason and missing node, if the check of one in service failed on a generation.
+fn failed_check<'n>(
+    mut nodes: impl Iterator<Item = &'n Node<'n>>,
+    target: Target,
+) -> Option<(String, Vec<String>)> {
+    let failed = |node: &'n Node<'n>| Some((node.name, node.failed_on(target).filter(|_| !node.drained)?));
+    let (name, output) = nodes.find_map(failed)?;
+    Some((format!("the check failed on {name}: {output}"), vec![format!("{name} (its check failed)")]))
+}
+
+#[cfg(test)]
+mod model;
 #[cfg(test)]
 pub(in crate::fleet) mod tests;

@@ -343,3 +343,27 @@ fn a_paused_rollout_still_fails_on_a_failed_check() {
     rollout.look(&nodes, NOW);
     assert_eq!((rollout.phase, rollout.paused_ms), (Phase::Failed, None));
 }
+
+#[test]
+fn one_that_refuses_the_generation_before_still_takes_part() {
+    let mut nodes = ["a", "b"].map(node);
+    let refused = [GOOD.root];
+    nodes[1].linked = Some(Target { number: 5, root: RootHash::from_bytes([5; 32]) });
+    nodes[1].refused = &refused;
+    let rollout = started(policy(&[]), &nodes);
+    assert!(rollout.participants.has("b"));
+    assert_eq!(rollout.want(&nodes[1]), Want::New { activate: false, flipped: false });
+}
+
+#[test]
+fn a_participant_that_refuses_after_a_restart_is_a_failure() {
+    let mut nodes = ["a", "b"].map(node);
+    let mut rollout = started(policy(&[Step::Nodes(1)]), &nodes);
+    let refused = [NEW.root];
+    nodes[0].refused = &refused;
+    rollout.look(&nodes, NOW);
+    assert_eq!(
+        (rollout.phase, rollout.missing.as_slice()),
+        (Phase::Failed, &["a (it refuses this tree)".into()][..])
+    );
+}
