@@ -40,7 +40,6 @@ mod after;
 mod error;
 mod paths;
 mod pending;
-mod processes;
 mod run;
 mod success;
 
@@ -51,6 +50,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+#[cfg(doc)]
+use syncd_runtime::command::processes;
 use syncd_shared::{SignedGeneration, TreePath};
 
 #[cfg(any(test, feature = "testing"))]

@@ -26,7 +26,7 @@ use crate::admin::RolloutAction;
 use crate::admin::offline::{DataDirectory, join_address};
 use crate::admin::protocol::{NodeRequest, Reply, Request};
 use crate::fleet::rollout::Policies;
-use crate::service::{self, PublishOptions, ServeOptions};
+use crate::service::{self, PublishOptions, PurgeOptions, ServeOptions};
 use crate::store::Retention;
 
 pub use self::arguments::{Cli, HTTP, LISTEN, join_wait};
@@ -267,6 +267,7 @@ async fn serve_until_signal(serve: Serve) -> anyhow::Result<ExitCode> {
         },
         bwlimit: serve.bwlimit,
         publish: serve.publish.map(|url| PublishOptions { url, bwlimit: serve.publish_bwlimit }),
+        purge: serve.purge.map(|command| PurgeOptions { command, sites: serve.purge_site }),
         admin_group: serve.admin_group,
     };
     // Before anything is opened, so that from here on a SIGTERM shuts down in order.

@@ -22,6 +22,7 @@ mod namespace;
 mod overlap;
 mod page;
 mod publish;
+mod purge;
 pub mod service;
 mod state;
 mod test_faults;

@@ -11,6 +11,7 @@ use crate::commit::{OriginView, State};
 use crate::fleet::FleetView;
 use crate::fleet::rollout::RolloutView;
 use crate::publish::{PublishRequests, PublishView};
+use crate::purge::PurgeView;
 use crate::watch::Watch;
 
 /// Reads the state of every part. Cheap to clone.
@@ -27,6 +28,8 @@ pub struct OriginState {
     pub data_trouble: watch::Receiver<Option<DataTrouble>>,
     /// `None` without `--publish`.
     pub publish: Option<PublishRequests>,
+    /// `None` without `--purge`.
+    pub purge: Option<watch::Receiver<PurgeView>>,
     /// `None` if no directory is watched.
     pub watch: Option<Arc<Watch>>,
 }
@@ -51,6 +54,8 @@ pub struct Snapshot {
     pub fleet: Arc<FleetView>,
     /// `None` without `--publish`.
     pub publish: Option<PublishView>,
+    /// `None` without `--purge`.
+    pub purge: Option<PurgeView>,
     pub rollout: Arc<RolloutView>,
     /// Subtrees that send no events, and why, escaped for printing.
     pub polled: Vec<String>,
@@ -66,6 +71,7 @@ impl OriginState {
             origin: held_by(self.committer.borrow().clone(), self.data_trouble.borrow().clone()),
             fleet: self.fleet.borrow().clone(),
             publish: self.publish.as_ref().map(PublishRequests::view),
+            purge: self.purge.as_ref().map(|purge| purge.borrow().clone()),
             rollout: self.rollout.borrow().clone(),
             polled: polled.iter().map(|polled| one_line(&polled.to_string(), REASON_MAX_BYTES)).collect(),
         }

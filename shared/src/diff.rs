@@ -6,6 +6,7 @@
 //! bounded size, in path order, so that memory does not grow with an update that touches every file of a
 //! tree.
 
+mod leaves;
 mod parts;
 mod released;
 
@@ -381,6 +382,12 @@ mod tests {
         changes(comparison).iter().map(line).collect()
     }
 
+    fn leaves(comparison: &Comparison<&Objects>) -> Vec<String> {
+        let mut leaves = Vec::new();
+        comparison.each_leaf(|path| leaves.push(path.to_string())).expect("compares");
+        leaves
+    }
+
     fn released(comparison: &Comparison<&Objects>, content: &[u8]) -> Vec<TreePath> {
         let released = comparison.released().expect("reads");
         released.files(ContentHash::of(content)).map(|file| file.expect("reads").path).collect()
@@ -396,6 +403,20 @@ mod tests {
         let diff = compare(&objects, &from, &to);
         assert_eq!(names(&diff), ["- docs", "+ manual"]);
         assert_eq!(diff.renamed_directories(), [Rename { from: path("docs"), to: path("manual") }]);
+        let all = ["docs/leaf/x", "docs/leaf/y", "docs/z", "manual/leaf/x", "manual/leaf/y", "manual/z"];
+        assert_eq!(leaves(&diff), all);
+    }
+
+    #[test]
+    fn leaves_are_files_and_symlinks_in_path_order_once() {
+        let mut objects = Objects::default();
+        let moved = objects.put(vec![file("x", b"1")]);
+        let before = objects.put(vec![file("same", b"1"), file("gone", b"2"), file("kept", b"old")]);
+        let after = objects.put(vec![file("same", b"1"), file("kept", b"new"), symlink("new", "kept")]);
+        let from = objects.root(vec![entry("a", moved.clone()), entry("b", before)]);
+        let to = objects.root(vec![file("a", b"a file now"), entry("b", after), entry("c", moved)]);
+        let diff = compare(&objects, &from, &to);
+        assert_eq!(leaves(&diff), ["a", "a/x", "b/gone", "b/kept", "b/new", "c/x"]);
     }
 
     #[test]

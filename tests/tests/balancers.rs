@@ -1,4 +1,5 @@
-//! Programs in front of the web servers of nodes, with the files in packaging/: Varnish on the node.
+//! Programs in front of the web servers of nodes, with the files in packaging/: Varnish on the node and in
+//! front of all nodes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -131,4 +132,97 @@ fn varnish_on_the_node_forgets_exactly_the_changed_pages() {
     origin.commit_live();
     assert_eq!(varnish.page("/same.html"), ("new".to_owned(), false));
     assert_eq!(varnish.daemon.stop(), Some(0));
+}
+
+/// Runs of a purge's command, each with what it got: `all 1:`, `changed 2: a.html b.html`.
+fn purges(log: &Path) -> Vec<String> {
+    let text = fs::read_to_string(log).unwrap_or_default();
+    text.split_terminator("end\n").map(|run| run.replace('\n', " ").trim_end().to_owned()).collect()
+}
+
+#[test]
+fn a_shared_cache_is_purged_after_the_last_node_and_again_after_stragglers() {
+    let scene = Scene::new("purge");
+    let tree = scene.path("tree");
+    for name in ["index.html", "a.html", "same.html"] {
+        write(&tree, name, "1");
+    }
+    let (log, refuse, instance) = (scene.path("purges"), scene.path("refuse"), scene.path("varnish"));
+    let script = format!(
+        "#!/bin/sh\n\
+         [ ! -e {refuse} ] || {{ echo no route to the cache; exit 7; }}\n\
+         cat >{log}.lines\n\
+         [ ! -d {instance} ] || {ban} -n {instance} <{log}.lines || exit 1\n\
+         {{ echo $SYNCD_PURGE $SYNCD_GENERATION:; cat {log}.lines; echo end; }} >>{log}\n",
+        refuse = refuse.display(),
+        log = log.display(),
+        instance = instance.display(),
+        ban = packaged("varnish/varnish-ban").display()
+    );
+    let command = scene.path("purge");
+    fs::write(&command, script).expect("write the command");
+    let command = format!("sh {}", command.display());
+    let purge = ["--trigger", "manual", "--purge", &command];
+    let mut origin = Origin::create(&scene, &tree).with_options(&purge);
+    origin.start();
+    let mut agents = ["web1", "web2"].map(|name| Agent::joined(&scene, &origin, name));
+    let mut apache = Apache::configured(&scene, "apache", &agents[0].root, &DocumentRoot::LiveLink);
+    agents.iter_mut().for_each(Agent::start);
+    origin.wait_connected(&["web1", "web2"]);
+    origin.commit_live();
+    let wait_for = |expected: &[&str]| {
+        wait::until_ok("purges", || {
+            let purges = purges(&log);
+            if purges == expected { Ok(()) } else { Err(format!("{purges:#?}")) }
+        })
+    };
+    // Nobody knows what the cache holds at first.
+    wait_for(&["all 1:"]);
+    apache.start();
+    let varnish = Varnish::start(&scene, &apache);
+    for path in ["/", "/a.html", "/same.html"] {
+        varnish.get(path);
+        assert!(varnish.page(path).1, "{path} is cached");
+    }
+
+    // The second node is away and keeps its tree, so that the cache may be filled from it again.
+    agents[1].stop();
+    write(&tree, "a.html", "2");
+    write(&tree, "index.html", "2");
+    origin.commit_live();
+    wait_for(&["all 1:", "changed 2: a.html index.html"]);
+    assert_eq!(varnish.page("/"), ("2".to_owned(), false));
+    assert_eq!(varnish.page("/a.html"), ("2".to_owned(), false));
+    assert_eq!(varnish.page("/same.html"), ("1".to_owned(), true));
+    agents[1].start();
+    wait_for(&["all 1:", "changed 2: a.html index.html", "changed 2: a.html index.html"]);
+
+    // A purge that fails is shown, and made by the origin's next process if this one dies.
+    fs::write(&refuse, "").expect("make purges fail");
+    write(&tree, "a.html", "3");
+    origin.commit_live();
+    let status = wait::until("a purge to fail", || {
+        let status = origin.cli("status", &["--json"]).json();
+        (status["purge"]["failures"].as_u64() > Some(0)).then_some(status)
+    });
+    let error = status["purge"]["error"].as_str().expect("an error");
+    assert!(error.contains("no route to the cache") && error.contains("exit status: 7"), "{error}");
+    assert_eq!((status["purge"]["generation"].as_u64(), status["purge"]["due"].as_u64()), (Some(2), Some(3)));
+    origin.kill9();
+    fs::remove_file(&refuse).expect("let purges succeed");
+    origin.start();
+    let changed = "changed 2: a.html index.html";
+    // It is repeated if a node reconnects late, because the origin does not know then what that one served.
+    wait::until_ok("purges", || {
+        let purges = purges(&log);
+        let is_new = |run: &String| run == "changed 3: a.html";
+        let is_right = purges.len() > 3 && purges[..3] == ["all 1:", changed, changed];
+        if is_right && purges[3..].iter().all(is_new) { Ok(()) } else { Err(format!("{purges:#?}")) }
+    });
+    assert_eq!(varnish.page("/a.html").0, "3");
+    wait::until_ok("status to show it", || {
+        let text = origin.cli("status", &[]).expect_success().stdout;
+        let is_shown = text.contains("caches are purged for generation 3\n");
+        if is_shown { Ok(()) } else { Err(text) }
+    });
 }

@@ -10,13 +10,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group};
+use syncd_runtime::command::processes::{self, Mark};
 use syncd_shared::limits::REASON_MAX_BYTES;
 use syncd_shared::text::one_line;
 
 use super::error::HookError;
-use super::{HookName, Occasion, Paths, processes};
+use super::{HookName, Occasion, Paths};
 use crate::hooks::paths::write_lines;
-use crate::hooks::processes::Mark;
 
 /// Bytes of a hook's error output kept for the report.
 const TAIL_BYTES: usize = 1024;

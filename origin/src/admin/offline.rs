@@ -20,7 +20,7 @@ use crate::admin::protocol::{
     ChangeCounts, DiffLine, GenerationLine, HistoryLine, Reply, Request, TokenLine,
 };
 use crate::admin::rollout_requests::node_order;
-use crate::admin::status::{AgentStatus, HoldStatus, PublishStatus, Status};
+use crate::admin::status::{AgentStatus, HoldStatus, PublishStatus, PurgeStatus, Status};
 use crate::admin::writable::Writable;
 use crate::backup::{self, BackupError};
 use crate::clock::now_ms;
@@ -236,7 +236,8 @@ impl DataDirectory {
 
     /// The status while an origin serves DATA. Blocks for a few reads of the index.
     pub fn status_while_serving(&self, now: &Snapshot) -> Status {
-        let Snapshot { tree, grpc_address, http_address, origin, fleet, rollout, publish, polled } = now;
+        let Snapshot { tree, grpc_address, http_address, origin, fleet, rollout, publish, purge, polled } =
+            now;
         Status {
             tree: Some(tree.clone()),
             grpc_address: Some(grpc_address.to_string()),
@@ -245,6 +246,7 @@ impl DataDirectory {
             reason: origin.reason.clone(),
             hold: origin.hold.map(HoldStatus::from),
             publish: publish.clone().map(PublishStatus::from),
+            purge: purge.clone().map(PurgeStatus::from),
             polled: polled.clone(),
             rollout: rollout.rollout.clone(),
             agents: fleet.agents.iter().map(AgentStatus::new).collect(),
@@ -548,6 +550,7 @@ fn describe(keys: &Keys, store: &Store, current: Option<&SignedGeneration>) -> S
         // Damage is reported by `check`.
         history_bytes: store.history_bytes().unwrap_or_default(),
         publish: None,
+        purge: None,
         polled: Vec::new(),
         warnings,
         agents: Vec::new(),

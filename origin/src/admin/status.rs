@@ -11,6 +11,7 @@ use crate::commit::{Hold, State};
 use crate::fleet::rollout::RolloutStatus;
 use crate::fleet::{AgentDrift, AgentProgress, AgentState, AgentView};
 use crate::publish::PublishView;
+use crate::purge::PurgeView;
 
 /// State of the origin and its fleet at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +55,9 @@ pub struct Status {
     /// Publishing to an object store; `None` without `--publish`, or while no origin serves.
     #[serde(default)]
     pub publish: Option<PublishStatus>,
+    /// Purging caches in front of all nodes; `None` without `--purge`, or while no origin serves.
+    #[serde(default)]
+    pub purge: Option<PurgeStatus>,
     /// Subtrees that are polled because they send no events, with reasons.
     pub polled: Vec<String>,
     /// Problems that an operator must solve in time, such as the expiry of the tree's authority.
@@ -87,6 +91,43 @@ impl PublishStatus {
 impl From<PublishView> for PublishStatus {
     fn from(PublishView { url, released, error }: PublishView) -> Self {
         Self { url, released, error }
+    }
+}
+
+/// State of purging caches in front of all nodes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PurgeStatus {
+    /// The generation that the caches were last purged for.
+    pub generation: Option<u64>,
+    /// A generation for which they are to be purged, once its nodes have it.
+    pub due: Option<u64>,
+    /// Failed attempts in a row.
+    pub failures: u32,
+    /// The last error, until it works again.
+    pub error: Option<String>,
+}
+
+impl From<PurgeView> for PurgeStatus {
+    fn from(PurgeView { generation, due, failures, error }: PurgeView) -> Self {
+        Self { generation, due, failures, error }
+    }
+}
+
+impl fmt::Display for PurgeStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.generation {
+            Some(number) => write!(f, "caches are purged for generation {number}")?,
+            None => write!(f, "caches were never purged")?,
+        }
+        if let Some(due) = self.due {
+            write!(f, ", due for generation {due}")?;
+        }
+        match &self.error {
+            Some(error) => {
+                write!(f, "   {} failed: {error}", counted(self.failures.into(), "attempt", "attempts"))
+            }
+            None => Ok(()),
+        }
     }
 }
 
@@ -301,6 +342,9 @@ impl Status {
         if let Some(publish) = &self.publish {
             let _ = writeln!(out, "publish  {}", publish.to_text());
         }
+        if let Some(purge) = &self.purge {
+            let _ = writeln!(out, "purge    {purge}");
+        }
         let has_live = |a: &&AgentStatus| a.generation == self.generation && a.is_live();
         let live = self.agents.iter().filter(has_live).count();
         let _ = match self.agents.len() {
@@ -456,6 +500,7 @@ mod tests {
             bytes: 0,
             history_bytes: None,
             publish: None,
+            purge: None,
             polled: Vec::new(),
             warnings: Vec::new(),
             agents,

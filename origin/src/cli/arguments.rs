@@ -488,6 +488,18 @@ pub(super) enum TokenAction {
     },
 }
 
+/// The address of a site, without the slash at its end.
+fn site(text: &str) -> Result<String, String> {
+    let is_site = ["https://", "http://"].iter().any(|scheme| {
+        text.strip_prefix(scheme)
+            .is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '['))
+    });
+    if !is_site || text.contains(|c: char| c.is_whitespace() || c.is_control() || "?#".contains(c)) {
+        return Err("give an address as in https://www.example.org".into());
+    }
+    Ok(text.trim_end_matches('/').to_owned())
+}
+
 fn token_life(text: &str) -> Result<Duration, String> {
     let life = parse_time(text).map_err(|error| error.to_string())?;
     if life > TOKEN_LIFE_MAX {
@@ -564,6 +576,16 @@ pub(super) struct Serve {
     /// Limit of the bytes per second sent to the object store, as in 10M [default: unlimited].
     #[arg(long, env = "SYNCD_PUBLISH_BWLIMIT", value_name = "RATE", requires = "publish")]
     pub(super) publish_bwlimit: Option<Rate>,
+    /// Command that makes caches in front of all nodes, such as a CDN, forget what has changed. `sh -c` runs
+    /// it once the nodes have a generation, and again after stragglers, with the changed paths on standard
+    /// input.
+    #[arg(long, env = "SYNCD_PURGE", value_name = "CMD")]
+    pub(super) purge: Option<String>,
+    /// Address of the site, as in https://www.example.org. The command of --purge then gets URLs below it, not
+    /// paths. May be repeated.
+    #[arg(long, env = "SYNCD_PURGE_SITE", value_name = "URL", requires = "purge", value_delimiter = ',',
+          value_parser = site)]
+    pub(super) purge_site: Vec<String>,
     /// Policy by which generations go to the nodes: `each`, `together`, or a table [rollout.NAME] of the
     /// configuration file. In that file, `default = "NAME"` in the table [rollout] chooses it.
     #[arg(long, env = "SYNCD_ROLLOUT", value_name = "POLICY")]

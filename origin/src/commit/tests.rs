@@ -74,6 +74,7 @@ impl Site {
             policies: self.policies.clone(),
             bwlimit: None,
             publish: None,
+            purge: None,
             admin_group: None,
         })
         .await

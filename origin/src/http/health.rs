@@ -83,6 +83,7 @@ mod tests {
             origin: OriginView { state, reason, current, hold: None },
             fleet: Arc::default(),
             publish: None,
+            purge: None,
             rollout: Arc::default(),
             polled: Vec::new(),
         });

@@ -294,6 +294,7 @@ mod tests {
             bytes: 616_228_683,
             history_bytes: Some(1 << 30),
             publish: None,
+            purge: None,
             polled: Vec::new(),
             warnings: Vec::new(),
             agents,

@@ -31,6 +31,8 @@ pub use crate::overlap::OverlapError;
 use crate::plan::{PlanBudget, Planner};
 pub use crate::publish::PublishOptions;
 use crate::publish::Publisher;
+pub use crate::purge::PurgeOptions;
+use crate::purge::Purger;
 pub use crate::scan::{MtimePolicy, SymlinkPolicy};
 use crate::serve::{self, Services};
 pub use crate::source::{GitOptions, Lfs, Mtime, Submodules};
@@ -198,6 +200,15 @@ impl Origin {
             tasks.spawn(task);
             requests
         });
+        let purge = options.purge.map(|options| {
+            let (fleet, rollout, committer) = (fleet.view(), fleet.rollout(), committer.view());
+            let (store, shutdown) = (store.clone(), shutdown.clone());
+            Purger { store, options, fleet, rollout, committer, shutdown }.start()
+        });
+        let purge = purge.transpose()?.map(|(view, task)| {
+            tasks.spawn(task);
+            view
+        });
         let services = Services { keys: keys.clone(), fleet: fleet.clone(), planner, limit };
         tasks.spawn(serve::serve(grpc, services, shutdown.clone())?);
         tasks.spawn(upkeep::keep_certificate(keys.clone(), shutdown.clone()));
@@ -212,6 +223,7 @@ impl Origin {
             rollout: fleet.rollout(),
             data_trouble,
             publish,
+            purge,
             watch,
         };
         let directory =

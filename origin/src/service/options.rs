@@ -10,6 +10,7 @@ use syncd_shared::TreePath;
 use crate::commit::Trigger;
 use crate::fleet::rollout::Policies;
 use crate::publish::PublishOptions;
+use crate::purge::PurgeOptions;
 use crate::scan::{MtimePolicy, ScanOptions, SymlinkPolicy};
 use crate::source::GitOptions;
 use crate::store::Retention;
@@ -45,6 +46,8 @@ pub struct ServeOptions {
     pub bwlimit: Option<Rate>,
     /// `--publish`, `--publish-bwlimit`.
     pub publish: Option<PublishOptions>,
+    /// `--purge`, `--purge-site`.
+    pub purge: Option<PurgeOptions>,
     /// Group whose members may use the admin socket.
     pub admin_group: Option<u32>,
 }

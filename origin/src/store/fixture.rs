@@ -18,19 +18,19 @@ pub(super) const CHUNK: usize = 1_000;
 /// Name of a file -> its content; the directory is the part before a slash.
 pub(super) type Tree = BTreeMap<String, Vec<u8>>;
 
-pub(super) struct Fixture {
+pub(crate) struct Fixture {
     pub(super) data: tempfile::TempDir,
     store: Option<Arc<Store>>,
 }
 
 impl Fixture {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let data = tempfile::tempdir().unwrap();
         let store = Store::create(data.path()).unwrap();
         Self { data, store: Some(Arc::new(store)) }
     }
 
-    pub(super) fn store(&self) -> &Arc<Store> {
+    pub(crate) fn store(&self) -> &Arc<Store> {
         self.store.as_ref().unwrap()
     }
 
@@ -39,7 +39,7 @@ impl Fixture {
         assert_eq!(Arc::strong_count(&store), 1);
     }
 
-    pub(super) fn reopen(&mut self) {
+    pub(crate) fn reopen(&mut self) {
         if self.store.is_some() {
             self.close();
         }

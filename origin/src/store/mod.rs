@@ -38,7 +38,7 @@ mod check;
 mod collect;
 mod error;
 #[cfg(test)]
-mod fixture;
+pub(crate) mod fixture;
 mod frame_builder;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;

@@ -95,6 +95,7 @@ impl World {
             retention: Default::default(),
             bwlimit: None,
             publish: None,
+            purge: None,
             admin_group: None,
         };
         let origin = syncd_origin::service::start(options).await.context("start the origin")?;

@@ -1,10 +1,10 @@
-//! Finds and kills everything that one run of a hook started.
+//! Finds and kills everything that one run of a command started.
 //!
-//! Killing the hook's process group misses a child that made a session of its own (`setsid`, most daemons).
-//! Every run therefore has a [`Mark`] in its environment, which all of its processes inherit. At the time
-//! limit, `/proc` is searched for processes that carry the mark or descend from one that does. A process
-//! escapes only if it clears its environment and leaves its parents as well, as `service NAME start` does on
-//! purpose.
+//! Killing the command's process group misses a child that made a session of its own (`setsid`, most
+//! daemons). Every run therefore has a [`Mark`] in its environment, which all of its processes inherit. At
+//! the time limit, `/proc` is searched for processes that carry the mark or descend from one that does. A
+//! process escapes only if it clears its environment and leaves its parents as well, as `service NAME start`
+//! does on purpose.
 
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -15,46 +15,47 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_signal};
-use syncd_runtime::supervisor;
+
+use crate::supervisor;
 
 /// Variable that marks the processes of a run.
-pub(super) const VARIABLE: &str = "SYNCD_HOOK_RUN";
+pub const VARIABLE: &str = "SYNCD_HOOK_RUN";
 /// Time for killed processes to end. A process in an uninterruptible call can take longer.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Value of [`VARIABLE`] for one run, never used twice on a machine.
 #[derive(Debug)]
-pub(super) struct Mark(String);
+pub struct Mark(String);
 
 impl Mark {
-    pub(super) fn new() -> Self {
+    pub fn new() -> Self {
         static RUNS: AtomicU64 = AtomicU64::new(0);
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let run = RUNS.fetch_add(1, Ordering::Relaxed);
         Self(format!("{}-{run}-{}", getpid().as_raw_nonzero(), now.as_nanos()))
     }
 
-    pub(super) fn value(&self) -> &str {
+    pub fn value(&self) -> &str {
         &self.0
     }
 
-    /// Kills all processes of the run and waits until they are gone. `shell` is the hook's first process,
+    /// Kills all processes of the run and waits until they are gone. `shell` is the command's first process,
     /// which the caller has not reaped yet. Blocks for about [`PATIENCE`] at most.
-    pub(super) fn kill_all(&self, shell: Pid) {
+    pub fn kill_all(&self, shell: Pid) {
         let started = Instant::now();
         loop {
             // A process forked during the kills also carries the mark, so the next search finds it.
             let left = match search() {
                 Ok(processes) => self.select(processes, shell),
                 Err(error) => {
-                    tracing::warn!(%error, "can't search /proc for processes that a hook left behind");
+                    tracing::warn!(%error, "can't search /proc for processes that a command left behind");
                     return;
                 }
             };
             let Some(first) = left.first() else { return };
             if started.elapsed() >= PATIENCE {
                 let (count, first) = (left.len(), first.pid.as_raw_nonzero());
-                tracing::warn!(count, first, "processes of a hook that took too long can't be killed");
+                tracing::warn!(count, first, "processes of a command that took too long can't be killed");
                 return;
             }
             left.iter().for_each(Process::kill);
@@ -85,9 +86,9 @@ impl Mark {
     }
 }
 
-/// Variables of the agent that no hook inherits: options, secrets (`SYNCD_TOKEN`), and those of the
-/// supervisor. The variables of [`super::Occasion`] are set anew.
-pub(super) fn withheld(names: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsString> {
+/// Variables of the service that no command inherits: options, secrets (`SYNCD_TOKEN`), and those of the
+/// supervisor.
+pub fn withheld(names: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsString> {
     let of_supervisor = |name: &OsString| supervisor::VARIABLES.iter().any(|variable| name == variable);
     names.filter(move |name| name.as_encoded_bytes().starts_with(b"SYNCD_") || of_supervisor(name))
 }
@@ -184,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn variables_of_the_agent_are_withheld_and_others_are_not() {
+    fn variables_of_the_service_are_withheld_and_others_are_not() {
         let names =
             ["PATH", "SYNCD_TOKEN", "SYNCD_TOKEN_FILE", "MY_SYNCD_KEY", "SYNCD_ROOT", "NOTIFY_SOCKET"];
         let names = names.map(OsString::from);
