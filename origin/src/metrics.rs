@@ -114,6 +114,11 @@ impl Metrics {
         self.sent.get_or_create(&kind.label()).inc_by(bytes as u64);
     }
 
+    /// Bytes sent since the start, of all kinds.
+    pub fn sent_bytes(&self) -> u64 {
+        Sent::ALL.iter().map(|kind| self.sent.get_or_create(&kind.label()).get()).sum()
+    }
+
     pub fn refused(&self, reason: Refused) {
         self.refused.get_or_create(&reason.label()).inc();
     }

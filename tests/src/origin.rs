@@ -78,6 +78,7 @@ pub struct Origin {
     options: Vec<String>,
     prefix: Vec<OsString>,
     listen: String,
+    http: String,
     logs: PathBuf,
     name: String,
     daemon: Option<Daemon>,
@@ -106,6 +107,7 @@ impl Origin {
             options: vec!["--trigger".into(), "manual".into()],
             prefix: Vec::new(),
             listen: "127.0.0.1:0".into(),
+            http: "127.0.0.1:0".into(),
             logs: scene.directory().to_path_buf(),
             name: name.to_string(),
             daemon: None,
@@ -136,7 +138,7 @@ impl Origin {
         let mut words = self.prefix.iter().cloned().chain([binary("syncd-origin").into_os_string()]);
         let mut command = Command::new(words.next().expect("a program"));
         command.args(words).arg("serve").arg("--tree").arg(&self.tree).arg("--data").arg(&self.data);
-        command.args(["--listen", &self.listen, "--http", "127.0.0.1:0"]).args(&self.options);
+        command.args(["--listen", &self.listen, "--http", &self.http]).args(&self.options);
         clean_environment(&mut command);
         command
     }
@@ -162,6 +164,12 @@ impl Origin {
         });
         self.listen = address;
         self.daemon = Some(daemon);
+    }
+
+    /// Has a restart answer HTTP at the same address, too, for a page that is open meanwhile.
+    #[track_caller]
+    pub fn keep_http_address(&mut self) {
+        self.http = self.status().http_address.expect("an address");
     }
 
     /// `HOST:PORT` for `join`.

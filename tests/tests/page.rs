@@ -1,11 +1,21 @@
 //! The page of the origin: who is answered, what an answer allows, and what a browser makes of it.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::time::Duration;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
-use syncd_tests::process::Daemon;
-use syncd_tests::{Origin, Scene, http, wait};
+use serde_json::{Value, json};
+use syncd_tests::process::run_within;
+use syncd_tests::{Agent, Daemon, Origin, Scene, http, require_program, wait};
+
+/// Size limit of everything that one page needs.
+const PAGE_MAX_BYTES: u64 = 300_000;
+/// Markup as a label and a file name.
+const HOSTILE: &str = "<img src=x onerror=alert(1)><script>alert(2)</script>";
 
 fn scene(name: &str) -> (Scene, Origin) {
     let scene = Scene::new(name);
@@ -84,4 +94,193 @@ fn elsewhere_than_on_loopback_there_is_no_page() {
     for path in ["/", "/live/fleet"] {
         assert!(answer(&address, path, "Host: localhost\r\n").starts_with("HTTP/1.1 404 "), "{path}");
     }
+}
+
+/// The browser's driver in tests/page, with its packages.
+fn driver() -> &'static Path {
+    static DRIVER: OnceLock<PathBuf> = OnceLock::new();
+    DRIVER.get_or_init(|| {
+        require_program("chromium", "chromium");
+        require_program("npm", "npm");
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("page");
+        if !directory.join("node_modules/puppeteer-core").exists() {
+            let mut install = Command::new("npm");
+            install.args(["ci", "--no-audit", "--no-fund", "--ignore-scripts"]).current_dir(&directory);
+            run_within(&mut install, Duration::from_secs(300)).expect_success();
+        }
+        directory.join("drive.mjs")
+    })
+}
+
+/// A browser that plays one scene of the driver.
+struct Browser {
+    child: Child,
+    steps: BufReader<ChildStdout>,
+}
+
+impl Browser {
+    fn start(scene: &str, address: &str, argument: &str) -> Self {
+        let mut node = Command::new("node");
+        node.arg(driver()).args([scene, &format!("http://{address}"), argument]);
+        let mut child = node.stdout(Stdio::piped()).spawn().expect("start node");
+        let steps = BufReader::new(child.stdout.take().expect("its output"));
+        Self { child, steps }
+    }
+
+    /// The next step that it tells of.
+    #[track_caller]
+    fn step(&mut self) -> Value {
+        let mut line = String::new();
+        self.steps.read_line(&mut line).expect("a step");
+        serde_json::from_str(&line).unwrap_or_else(|error| panic!("no step: {error}: {line:?}"))
+    }
+}
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Loads a page, and checks what every page must keep to.
+#[track_caller]
+fn visit(address: &str, path: &str, options: Value) -> Value {
+    let visited = Browser::start("visit", &format!("{address}{path}"), &options.to_string()).step();
+    assert_eq!(visited["status"], 200, "{path}: {visited}");
+    assert_eq!(visited["errors"], json!([]), "{path}: {visited}");
+    let bytes = visited["bytes"].as_u64().expect("bytes");
+    assert!(bytes < PAGE_MAX_BYTES, "{path}: {bytes} bytes");
+    let own = format!("http://{address}/");
+    let requests = visited["requests"].as_array().expect("requests");
+    assert!(requests.iter().all(|url| url.as_str().is_some_and(|url| url.starts_with(&own))), "{visited}");
+    if options["axe"] == true {
+        assert_eq!(visited["violations"], json!([]), "{path} {options}");
+    }
+    assert_eq!(visited["sideways"], false, "{path} {options}: wider than the window");
+    println!("{path} {options}: {} bytes, interactive after {} ms", bytes, visited["interactive_ms"]);
+    visited
+}
+
+/// Sends one request to the admin socket and waits for the end of the answer.
+#[track_caller]
+fn ask(origin: &Origin, request: &Value) {
+    let mut stream = UnixStream::connect(origin.data.join("admin.sock")).expect("connect");
+    writeln!(stream, "{request}").expect("ask");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    assert!(answer.contains("\"done\""), "{request}: {answer}");
+}
+
+#[test]
+fn a_browser_shows_every_page_without_running_what_a_name_says() {
+    let (scene, origin) = scene("page-browser");
+    let address = address_of(&origin);
+    std::fs::write(origin.tree.join(format!("{}.txt", HOSTILE.replace('/', "\u{2215}"))), HOSTILE).unwrap();
+    std::fs::write(origin.tree.join("secret.txt"), "password\n").unwrap();
+    let closed = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    std::fs::set_permissions(origin.tree.join("secret.txt"), closed).unwrap();
+    origin.cli("commit", &["-m", "first"]).expect_success();
+    std::fs::write(origin.tree.join("index.html"), "hello\n<b>again</b>\n").unwrap();
+    std::fs::write(origin.tree.join("secret.txt"), "other password\n").unwrap();
+    origin.cli("commit", &["-m", HOSTILE]).expect_success();
+    let mut agent = Agent::started(&scene, &origin, "web1");
+    agent.wait_live(2);
+    let node = visit(&address, "/node/web1", json!({"axe": true, "live": true, "copy": true}));
+    assert_eq!(node["copied"], "Copied", "{node}");
+    let fleet = visit(&address, "/", json!({"axe": true, "live": true, "wait": "1 of 1 node live"}));
+    assert!(fleet["text"].as_str().is_some_and(|text| text.contains(HOSTILE)), "{fleet}");
+    for (path, text) in [
+        ("/history", HOSTILE),
+        ("/generation/1", "onerror=alert(1)"),
+        ("/generation/2", "index.html"),
+        ("/generation/2/file/index.html", "<b>again</b>"),
+        ("/generation/2/file/secret.txt", "not every user"),
+    ] {
+        let shown = visit(&address, path, json!({"axe": true}));
+        let shown = shown["text"].as_str().expect("text");
+        assert!(shown.contains(text) && !shown.contains("password"), "{path}: {shown}");
+    }
+    for (path, dark, width) in
+        [("/", true, 1280), ("/", false, 360), ("/generation/2", true, 360), ("/", true, 2560)]
+    {
+        visit(&address, path, json!({"axe": true, "dark": dark, "width": width}));
+    }
+    agent.stop();
+}
+
+#[test]
+fn strangers_can_neither_frame_the_page_nor_lend_it_their_name() {
+    let (_scene, origin) = scene("page-strangers");
+    origin.cli("commit", &["-m", "a label to steal"]).expect_success();
+    let address = address_of(&origin);
+    let framed = Browser::start("frame", &address, "").step();
+    assert_eq!(framed["frames"].as_array().map(Vec::len), Some(1), "{framed}");
+    assert!(!framed["frames"].to_string().contains("steal"), "{framed}");
+    assert!(framed["errors"].to_string().contains("frame-ancestors"), "{framed}");
+    let rebound = Browser::start("rebind", &address, "").step();
+    assert_eq!(rebound["status"], 421, "{rebound}");
+    assert!(!rebound["text"].to_string().contains("steal"), "{rebound}");
+}
+
+#[test]
+fn an_open_page_follows_the_fleet_and_outlives_the_origin() {
+    let (_scene, mut origin) = scene("page-follows");
+    origin.cli("commit", &["-m", "first"]).expect_success();
+    origin.keep_http_address();
+    let address = address_of(&origin);
+    let mut browser = Browser::start("follow", &address, "released meanwhile");
+    assert_eq!(browser.step()["step"], "open");
+    origin.kill9();
+    origin.start();
+    std::fs::write(origin.tree.join("index.html"), "other").unwrap();
+    origin.cli("commit", &["-m", "released meanwhile"]).expect_success();
+    let seen = browser.step();
+    assert_eq!((&seen["step"], &seen["once"]), (&json!("seen"), &json!(true)), "{seen}");
+}
+
+#[test]
+fn five_hundred_nodes_and_two_thousand_generations_stay_light() {
+    const NODES: usize = 500;
+    const GENERATIONS: u64 = 2_000;
+    let scene = Scene::in_memory("page-large");
+    let tree = scene.new_directory("tree");
+    std::fs::write(tree.join("index.html"), "one").unwrap();
+    let origin = Origin::started(&scene, &tree);
+    origin.cli("commit", &[]).expect_success();
+    std::fs::write(tree.join("index.html"), "two").unwrap();
+    origin.cli("commit", &[]).expect_success();
+    for number in 2..GENERATIONS {
+        ask(&origin, &json!({"request": "rollback", "generation": 1 + number % 2, "wait": null}));
+    }
+    let token = origin.cli("token", &["--uses", &NODES.to_string()]).expect_success();
+    let token = token.stdout.trim().to_owned();
+    std::thread::scope(|threads| {
+        for first in 0..4 {
+            let (scene, origin, token) = (&scene, &origin, &token);
+            threads.spawn(move || {
+                for number in (first..NODES).step_by(4) {
+                    let agent = Agent::new(scene, &format!("web{number:03}"));
+                    agent.join(origin.address(), token).expect_success();
+                }
+            });
+        }
+    });
+    let address = address_of(&origin);
+    visit(&address, "/", json!({"axe": true, "live": true, "wait": "of 500 nodes live"}));
+    let nodes = visit(&address, "/nodes/1", json!({"live": true}));
+    assert_eq!(nodes["rows"], 200);
+    visit(&address, "/history", json!({}));
+    // Every part of the history, to its end.
+    let (mut part, mut seen, began) = ("/history".to_owned(), 0, Instant::now());
+    loop {
+        let answer = http::get(&address, &part).expect("a part of the history");
+        assert!(answer.body.len() < PAGE_MAX_BYTES as usize, "{part}");
+        let html = String::from_utf8(answer.body).expect("text");
+        seen += html.matches("<tr><th scope=\"row\">").count() as u64;
+        let Some((_, older)) = html.split_once("href=\"/history/before/") else { break };
+        part = format!("/history/before/{}", older.split_once('"').expect("an end").0);
+    }
+    println!("{seen} generations read in {:?}", began.elapsed());
+    assert_eq!(seen, GENERATIONS);
 }

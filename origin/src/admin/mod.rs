@@ -3,6 +3,7 @@
 //! [`protocol`] has the messages and [`status`] the largest of them. [`server`] answers while the origin
 //! serves, [`offline`] has the answers that need only DATA.
 
+pub mod browse;
 mod key_requests;
 pub mod offline;
 pub mod protocol;

@@ -83,11 +83,11 @@ pub enum OpenDataError {
 
 /// An open data directory.
 pub struct DataDirectory {
-    store: Arc<Store>,
-    keys: Arc<Keys>,
+    pub(super) store: Arc<Store>,
+    pub(super) keys: Arc<Keys>,
     gate: CollectionGate,
     /// The content tree. `None` while no origin serves.
-    tree: Option<PathBuf>,
+    pub(super) tree: Option<PathBuf>,
 }
 
 /// Result of a check.
@@ -272,7 +272,7 @@ impl DataDirectory {
     }
 
     /// Number of changes from a generation's parent; `None` if the parent is not retained.
-    fn changes(&self, generation: &SignedGeneration) -> Result<Option<ChangeCounts>, AnswerError> {
+    pub fn changes(&self, generation: &SignedGeneration) -> Result<Option<ChangeCounts>, AnswerError> {
         let generation = generation.generation();
         let mut counts = ChangeCounts::default();
         let Some(parent) = generation.parent else {
@@ -315,7 +315,7 @@ impl DataDirectory {
         Ok(stored.map(|g| self.keys.verify(&g.record, &g.signature)).transpose()?)
     }
 
-    fn generation(&self, number: u64) -> Result<SignedGeneration, AnswerError> {
+    pub fn generation(&self, number: u64) -> Result<SignedGeneration, AnswerError> {
         let unknown = || AnswerError::UnknownGeneration { number };
         let known = GenerationNumber::new(number).ok_or_else(unknown)?;
         let stored = self.store.generation(known)?.ok_or_else(unknown)?;
@@ -443,7 +443,7 @@ fn diff_roots(
 
 /// Iterates over differences until `each` returns `false`. A directory renamed whole is one addition, with
 /// its former path.
-fn compare(
+pub(super) fn compare(
     source: &impl DirectorySource<Error = AnswerError>,
     from: &RootEntry,
     to: &RootEntry,
@@ -557,7 +557,7 @@ fn describe(keys: &Keys, store: &Store, current: Option<&SignedGeneration>) -> S
     }
 }
 
-fn diff_line(change: &Change) -> DiffLine {
+pub(super) fn diff_line(change: &Change) -> DiffLine {
     let (name, entry) = match change {
         Change::Removed { entry, .. } => ("removed", entry),
         Change::Added { entry, .. } => ("added", entry),

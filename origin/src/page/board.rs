@@ -152,7 +152,7 @@ impl Page {
         let status = self.sources.directory.status_while_serving(&self.sources.state.snapshot());
         let commands = Commands::new(&self.sources.data);
         match &view {
-            View::Fleet => Some(fleet::board(&status, &commands)),
+            View::Fleet => Some(fleet::board(&status, &commands, &self.arrivals.seen())),
             View::Nodes(number) => fleet::nodes_board(&status, *number),
             View::Node(name) => node::board(&status, &commands, name),
         }

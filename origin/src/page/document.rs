@@ -20,6 +20,22 @@ pub fn document(board: &Board) -> Markup {
     Shell { title: &board.title, tree: &board.tree, place, live: Some(&live), about }.around(&content)
 }
 
+/// A document that does not change by itself.
+pub fn still(title: &str, tree: &str, place: Place, content: &Markup) -> Markup {
+    Shell { title, tree, place, live: None, about: html! { "As of loading." } }.around(content)
+}
+
+/// Answer if the store can't be read.
+pub fn failed(reason: &str) -> Markup {
+    let content = html! {
+        section.card {
+            h1 { "This can't be read" }
+            p { (reason) }
+        }
+    };
+    still("Failed", "", Place::Nowhere, &content)
+}
+
 /// Answer for an address that shows nothing.
 pub fn missing() -> Markup {
     let content = html! {
@@ -28,14 +44,14 @@ pub fn missing() -> Markup {
             p { "No node and no retained generation has this address. " a href="/" { "Go to the fleet" } "." }
         }
     };
-    Shell { title: "Not found", tree: "", place: Place::Nowhere, live: None, about: html! {} }
-        .around(&content)
+    still("Not found", "", Place::Nowhere, &content)
 }
 
 /// Entry of the navigation.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Place {
+pub enum Place {
     Fleet,
+    History,
     Nowhere,
 }
 
@@ -73,6 +89,7 @@ impl Shell<'_> {
                         span.tree { (tree) }
                         nav aria-label="Pages" {
                             (entry("/", "Fleet", place == Place::Fleet))
+                            (entry("/history", "History", place == Place::History))
                         }
                         @if live.is_some() {
                             span #link { "as of loading" }

@@ -85,6 +85,7 @@ impl Stream {
         let state = &self.page.sources.state;
         // Changes since the board was made count as unseen.
         let (mut committer, mut fleet) = (state.committer.clone(), state.fleet.clone());
+        let mut rollout = state.rollout.clone();
         let view = board.view.clone();
         let hello = Bytes::from(format!("retry: 1000\nevent: edition\ndata: {}\n\n", *EDITION));
         if self.sender.send(Ok(hello)).await.is_err() {
@@ -102,6 +103,7 @@ impl Stream {
             tokio::select! {
                 Ok(()) = committer.changed() => {}
                 Ok(()) = fleet.changed() => {}
+                Ok(()) = rollout.changed() => {}
                 () = tokio::time::sleep(SILENCE_MAX) => {}
                 () = tokio::time::sleep_until(end) => return,
                 () = self.sender.closed() => return,

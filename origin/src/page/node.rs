@@ -1,7 +1,7 @@
 //! A node: its row in a table, and its own board.
 
 use maud::{Markup, html};
-use syncd_shared::HookStatus;
+use syncd_shared::{CheckStatus, HookStatus};
 
 use super::board::{Board, Fragment, View};
 use super::command::{Commands, command};
@@ -43,7 +43,10 @@ fn row(node: &Stood<'_>, status: &Status) -> Markup {
     let Stood { agent, standing } = node;
     html! {
         tr id=(row_id(agent)) {
-            th scope="row" { a href={ "/node/" (agent.name) } { (agent.name) } }
+            th scope="row" {
+                a href={ "/node/" (agent.name) } { (agent.name) }
+                @if !agent.group.is_empty() { " " small { (agent.group) } }
+            }
             td { (generation(agent, status)) }
             td { (state(agent, *standing)) (remarks(agent, status)) }
         }
@@ -76,8 +79,14 @@ fn state(agent: &AgentStatus, standing: Standing) -> Markup {
 
 /// Progress, and everything that a person should read about the node.
 fn remarks(agent: &AgentStatus, status: &Status) -> Markup {
+    let check = agent.check.as_ref().and_then(CheckStatus::line);
     html! {
+        @if agent.drained { " " span.tag { "drained" } }
+        @if let Some(pin) = &agent.pinned {
+            " " span.tag title={ "since " (pin.since) } { "pinned by the " (pin.by) }
+        }
         @if let Some(progress) = &agent.progress { (progress_bar(progress)) }
+        @if let Some(check) = check { p.error { (check) } }
         @if let (false, Some(seen)) = (agent.connected, &agent.last_seen) {
             p { "last seen " (time(seen)) }
         }
@@ -126,6 +135,13 @@ fn about(agent: &AgentStatus, standing: Standing, status: &Status) -> Markup {
                     div { dt { "Root" } dd { code title=(root) { (root.get(..12).unwrap_or(root)) } } }
                 }
                 @if let Some(version) = &agent.version { div { dt { "Version" } dd { (version) } } }
+                @if !agent.group.is_empty() { div { dt { "Group" } dd { (agent.group) } } }
+                @if let Some(check) = &agent.check {
+                    div {
+                        dt { "Check" }
+                        dd { (check.line().unwrap_or_else(|| format!("passed on generation {}", check.generation))) }
+                    }
+                }
                 @if let Some(hook) = &agent.hook { div { dt { "Hook" } dd { (hook_line(hook)) } } }
                 div { dt { "Spare misses" } dd { (agent.spare_misses) } }
             }
@@ -152,6 +168,20 @@ fn orders(agent: &AgentStatus, standing: Standing, commands: &Commands) -> Marku
                 @if agent.drift.is_some() {
                     dt { "On the node: list what differs" }
                     dd { (command("syncd-agent verify")) }
+                }
+                @if agent.drained {
+                    dt { "On the origin: put the node into service again" }
+                    dd { (command(&commands.origin(&["undrain", &agent.name]))) }
+                } @else {
+                    dt { "On the origin: take the node out of service" }
+                    dd { (command(&commands.origin(&["drain", &agent.name]))) }
+                }
+                @if agent.pinned.is_some() {
+                    dt { "On the origin: let the node follow again" }
+                    dd { (command(&commands.origin(&["unpin", &agent.name]))) }
+                } @else {
+                    dt { "On the origin: keep the node at its generation" }
+                    dd { (command(&commands.origin(&["pin", &agent.name]))) }
                 }
                 dt { "On the origin: shut the node out, for ever" }
                 dd { (command(&commands.origin(&["revoke", &agent.name]))) }

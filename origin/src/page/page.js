@@ -9,9 +9,11 @@
   // Times.
   const units = [["d", 86400], ["h", 3600], ["min", 60]];
   const since = (time) => {
-    const seconds = Math.max(0, Math.round((Date.now() - Date.parse(time)) / 1000));
-    const unit = units.find(([, length]) => seconds >= length);
-    return unit ? `${Math.floor(seconds / unit[1])} ${unit[0]} ago` : "just now";
+    const past = Math.round((Date.now() - Date.parse(time)) / 1000);
+    const unit = units.find(([, length]) => Math.abs(past) >= length);
+    if (!unit) return past < -5 ? "in less than a minute" : "just now";
+    const amount = `${Math.floor(Math.abs(past) / unit[1])} ${unit[0]}`;
+    return past < 0 ? `in ${amount}` : `${amount} ago`;
   };
   const dress = (root) => {
     for (const time of root.querySelectorAll("time")) {
@@ -23,21 +25,25 @@
   };
 
   // Commands.
+  const name = (button, word) => {
+    button.textContent = word;
+    button.setAttribute("aria-label", `${word}: ${button.dataset.copy}`);
+  };
   document.addEventListener("click", async (event) => {
     const button = event.target.closest("button[data-copy]");
     if (!button) return;
     try {
       await navigator.clipboard.writeText(button.dataset.copy);
-      button.textContent = "Copied";
+      name(button, "Copied");
       say("Copied");
     } catch {
       const range = document.createRange();
       range.selectNodeContents(button.previousElementSibling);
       getSelection().removeAllRanges();
       getSelection().addRange(range);
-      button.textContent = "Selected";
+      name(button, "Selected");
     }
-    setTimeout(() => { button.textContent = "Copy"; }, 2000);
+    setTimeout(() => name(button, "Copy"), 2000);
   });
 
   // Events.

@@ -203,6 +203,19 @@ impl Store {
         })
     }
 
+    /// At most `limit` generations with numbers below `before`, newest first.
+    pub fn generations_before(&self, before: u64, limit: usize) -> Result<Vec<StoredGeneration>, StoreError> {
+        self.index.read(|t| {
+            let table = t.open_table(GENERATIONS).map_err(index)?;
+            let rows = table.range(..before).map_err(index)?.rev().take(limit);
+            rows.map(|row| {
+                let (number, stored) = row.map_err(index)?;
+                StoredGeneration::decode(number.value(), stored.value())
+            })
+            .collect()
+        })
+    }
+
     pub fn root(&self, hash: &RootHash) -> Result<Option<RootEntry>, StoreError> {
         self.index.read(|t| {
             let table = t.open_table(ROOTS).map_err(index)?;
