@@ -10,6 +10,7 @@
 //! types and rejects invalid ones. [`limits`] holds every bound shared by encoder and decoder.
 //!
 //! Beside the tree: [`collected`] merges the changes of directories that every node writes to.
+//! [`format_pages`] reads the pinned examples of docs/formats, for tests of every crate.
 
 pub mod address;
 pub mod agent_state;
@@ -22,6 +23,7 @@ pub mod delta;
 pub mod diff;
 pub mod directory;
 pub mod ed25519;
+pub mod format_pages;
 pub mod generation;
 pub mod hash;
 pub mod head;

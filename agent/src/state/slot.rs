@@ -142,3 +142,26 @@ pub(crate) fn decode_generation(bytes: &[u8]) -> Result<SignedGeneration, Genera
     let (signature, record) = bytes.split_first_chunk::<64>().ok_or(GenerationError::Length)?;
     SignedGeneration::from_store(record, *signature)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use syncd_shared::format_pages::{check, example};
+
+    #[test]
+    fn rows_are_those_of_the_page() {
+        let page = include_str!("../../../docs/formats/agent-record.md");
+        let root = RootEntry::empty();
+        let tree = FormerTree { number: 3, root, is_certain: true };
+        let fields: [&[(usize, &str)]; 3] = [
+            &[(1, "state"), (79, "root entry")],
+            &[(1, "state"), (8, "number 3"), (79, "root entry")],
+            &[(1, "state"), (8, "number 3")],
+        ];
+        let slots = [("spare", Slot::Spare(root)), ("retired", Slot::Retired(tree)), ("gone", Slot::Gone(3))];
+        for ((name, slot), fields) in slots.into_iter().zip(fields) {
+            check(page, name, &slot.row().unwrap(), fields);
+            assert_eq!(Slot::decode(&example(page, name).unwrap()).unwrap(), slot);
+        }
+    }
+}

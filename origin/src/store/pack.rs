@@ -300,7 +300,10 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::index::encode_location;
+    use super::super::read::encode_root;
     use super::*;
+    use syncd_shared::format_pages::{check, example};
 
     fn frame() -> Vec<u8> {
         let hash = ContentHash::of(b"hello");
@@ -330,14 +333,28 @@ mod tests {
     }
 
     #[test]
-    fn the_format_is_pinned() {
+    fn the_format_is_that_of_the_page() {
+        let page = include_str!("../../../docs/formats/packs-and-index.md");
         let header = pack_header(PackId(7));
-        assert_eq!(&header, b"SYNCDPCK\x01\0\0\0\x07\0\0\0");
+        check(page, "pack", &header, &[(8, "magic"), (4, "format"), (4, "pack 7")]);
         assert!(check_pack_header(&header, PackId(7)).is_ok());
         assert_eq!(check_pack_header(&header, PackId(8)), Err(FrameDamage::PackHeader));
-        let frame = frame();
-        assert_eq!(&frame[..12], b"SFRM\x05\0\0\0\x0e\0\0\0");
-        assert_eq!(&frame[16..48], ContentHash::of(b"hello").as_bytes());
+        let fields = [
+            (4, "magic"),
+            (8, "5 bytes, 14 compressed"),
+            (4, "chunks"),
+            (32, "content hash of hello"),
+            (4, "length"),
+            (8, "checksum"),
+            (14, "zstd frame"),
+        ];
+        check(page, "frame", &frame(), &fields);
+        assert_eq!(decode(&example(page, "frame").unwrap()).unwrap()[0].length, 5);
+        let location = Location { pack: PackId(7), frame_offset: 16, offset_in_frame: 0, length: 5 };
+        let fields = [(4, "pack 7"), (8, "offset of the frame"), (4, "offset in it"), (4, "length")];
+        check(page, "chunks", &encode_location(&location), &fields);
+        let root = syncd_shared::RootEntry::empty();
+        check(page, "roots", &encode_root(2, &root), &[(4, "generations"), (79, "root entry")]);
     }
 
     #[test]
