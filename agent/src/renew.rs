@@ -281,3 +281,36 @@ fn route(identity: &AgentIdentity, origin: Option<&str>) -> Result<Route, TlsErr
     let trust = identity.trust().clone();
     Ok(Route { address, name: identity.name().clone(), tls: identity.tls()?, trust })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use syncd_shared::identity::{Authority, JoinToken, RootKey, TrustDocument, signing};
+
+    #[test]
+    fn a_stale_answer_loses_against_the_document_that_another_connection_brought() {
+        let (now, tree) = (OffsetDateTime::now_utc(), TreeId::from_bytes([9; 16]));
+        let authority = Authority::create(tree, now).unwrap();
+        let root = RootKey::generate(tree).unwrap();
+        let key = signing::generate().unwrap().verifying_key();
+        let first = TrustDocument::first(&root, key, authority.certificate(), 0, 0);
+        let numbered = |number| TrustDocument { number, ..first.document().clone() }.sign(&root.key).unwrap();
+        let token = JoinToken::generate(tree, root.fingerprint(), 1).unwrap();
+        let pending = PendingKey::generate().unwrap();
+        let (certificate, _) =
+            authority.issue_agent(&"web1".parse().unwrap(), pending.request(), now).unwrap();
+        let identity =
+            AgentIdentity::joined(&token, "[::1]:8873", pending, &certificate, first.clone()).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        identity.store(directory.path()).unwrap();
+        let keeper = Keeper::new(directory.path().to_owned(), identity, None).unwrap();
+        let followed = || {
+            let stored = AgentIdentity::load(directory.path()).unwrap().trust().document.number();
+            (keeper.route.borrow().trust.document.number(), stored)
+        };
+        keeper.follow(numbered(3)).unwrap();
+        assert_eq!(followed(), (3, 3));
+        keeper.follow(numbered(2)).unwrap();
+        assert_eq!(followed(), (3, 3));
+    }
+}

@@ -338,3 +338,31 @@ impl ServerCertVerifier for AnyServer {
         self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use syncd_shared::identity::authority::{Authority, certificate_request, generate_key};
+    use time::OffsetDateTime;
+
+    #[test]
+    fn a_certificate_that_claims_the_authority_in_force_must_be_of_it() {
+        let (now, tree) = (OffsetDateTime::now_utc(), TreeId::from_bytes([9; 16]));
+        let [old, current] = [(), ()].map(|()| Authority::create(tree, now).unwrap());
+        let key = generate_key().unwrap();
+        let certificate = current.issue_origin(&key, now).unwrap();
+        let earlier = [old.certificate().clone()];
+        let own = OriginTls::new(current.certificate(), &certificate, &key, &earlier).unwrap();
+        let agents = AdmittedAgents { own: Arc::new(own), admit: Arc::new(|_: &_| true) };
+        let request = certificate_request(&generate_key().unwrap()).unwrap();
+        let accepted = |authority: &Authority| {
+            let (certificate, peer) = authority.issue_agent(&"web1".parse().unwrap(), &request, now).unwrap();
+            (peer.issuer, agents.verify_client_cert(&certificate, &[], UnixTime::now()).is_ok())
+        };
+        assert_eq!(accepted(&current), (current.key_id(), true));
+        assert_eq!(accepted(&old), (old.key_id(), true), "it may be renewed");
+        let stolen = KeyPair::from_pem(&old.key().serialize_pem()).unwrap();
+        let thief = Authority::open(tree, current.certificate().clone(), stolen).unwrap();
+        assert_eq!(accepted(&thief), (current.key_id(), false));
+    }
+}

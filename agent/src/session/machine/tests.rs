@@ -6,7 +6,7 @@ use syncd_proto::v1::RetryClass;
 use syncd_proto::v1::agent_message::Message as ToOrigin;
 use syncd_proto::v1::origin_message::Message as FromOrigin;
 use syncd_shared::ed25519::SigningKey;
-use syncd_shared::identity::{Authority, RootKey, TrustDocument};
+use syncd_shared::identity::{Authority, RootKey, SignedTrust, TrustDocument};
 use syncd_shared::{AgentState, Generation, RootEntry, SignedGeneration, TreeId, update_file};
 use time::OffsetDateTime;
 
@@ -336,11 +336,15 @@ fn a_revoked_node_knows_that_it_is_until_it_is_let_in_again() {
 }
 
 /// The next trust document, with another signing key.
-fn next_trust(scene: &Scene, root: &RootKey, key: &SigningKey) -> Event {
+fn next_document(scene: &Scene, root: &RootKey, key: &SigningKey) -> SignedTrust {
     let mut document = scene.keys.document.document().clone();
     document.replace_signing_key(key.verifying_key()).unwrap();
     (document.number, document.root_key) = (2, root.key.verifying_key());
-    let document = Bytes::copy_from_slice(document.sign(&root.key).unwrap().bytes());
+    document.sign(&root.key).unwrap()
+}
+
+fn next_trust(scene: &Scene, root: &RootKey, key: &SigningKey) -> Event {
+    let document = Bytes::copy_from_slice(next_document(scene, root, key).bytes());
     Event::Message(v1::OriginMessage { message: Some(FromOrigin::TrustDocument(document)) })
 }
 
@@ -354,6 +358,16 @@ fn what_a_superseded_key_signed_is_not_staged_any_further() {
     assert!(actions.iter().any(|action| matches!(action, Action::Cancel)), "{actions:?}");
     assert!(scene.announce(3).iter().any(|action| matches!(action, Action::Send(ToOrigin::Failed(_)))));
     assert!(scene.machine.error().is_some_and(|error| error.contains("signing key")));
+}
+
+#[test]
+fn a_target_is_dropped_too_when_the_keys_change_on_another_connection() {
+    let mut scene = Scene::redialled_in_an_update();
+    scene.welcome();
+    let new = SigningKey::from_bytes(&[5; 32]);
+    let keys = Trusted::new(scene.root.fingerprint(), next_document(&scene, &scene.root, &new));
+    let actions = scene.apply(Event::Renewed(Box::new(keys)));
+    assert!(actions.iter().any(|action| matches!(action, Action::Cancel)), "{actions:?}");
 }
 
 #[test]
