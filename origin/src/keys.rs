@@ -33,6 +33,7 @@ pub mod rotation;
 mod tests;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::{fmt, fs, io};
 
@@ -96,6 +97,9 @@ const LEFTOVERS: [&str; 10] = [
     "lost+found",
     "config.toml",
 ];
+/// Trust documents that may be missing between the newest one here and the next. Bounds what an enrolled node
+/// can claim to know.
+const SKIPPED_MAX: u32 = 1_000;
 /// Time before the authority's expiry from which operators are warned.
 const WARNING: time::Duration = time::Duration::days(365);
 
@@ -137,6 +141,9 @@ pub enum KeysError {
     /// A file does not parse, or does not belong to the others.
     #[error("{path} is damaged: restore it from the backup", path = path.display())]
     Damaged { path: PathBuf },
+    /// The document that waits for its signature cannot be read.
+    #[error("{path} is damaged, and is not used: `syncd-origin key rotate` makes another document", path = path.display())]
+    DamagedDocument { path: PathBuf, source: TrustError },
     /// A signed trust document is invalid.
     #[error("the trust document is refused")]
     Trust(#[from] TrustError),
@@ -145,6 +152,11 @@ pub enum KeysError {
         "trust document {number} is not the one that waits for its signature: `syncd-origin key show` shows which does"
     )]
     NotPending { number: u32 },
+    /// `key rotate --after` with a number that no lost document can have.
+    #[error(
+        "--after {after} is more than {SKIPPED_MAX} past trust document {known}, the newest here: look for a typing error"
+    )]
+    TooFar { after: u32, known: u32 },
     /// Every number of trust documents, or of epochs or generations, is used.
     #[error("no trust document can follow: its number, epochs or generation numbers are used up")]
     NoNumberLeft,
@@ -190,6 +202,8 @@ pub struct Keys {
     in_force: RwLock<Arc<KeysInForce>>,
     /// The newest trust document, for agents that are connected.
     newest: watch::Sender<Arc<SignedTrust>>,
+    /// Highest number of a trust document that a node has shown, since the start.
+    shown: AtomicU32,
     /// Held while files are replaced.
     changing: Mutex<()>,
 }
@@ -256,16 +270,15 @@ impl Keys {
         own_directory::check(data, Access::Private)?;
         own_directory::check(&keys, Access::Private)?;
         let trust = in_force::read_trust(&keys, tree_id)?;
-        rotation::finish_taking(&keys, in_force::newest(&trust))?;
-        for secret in [CA_KEY, ORIGIN_KEY, SIGNING_KEY] {
-            key_file::keep_private(&keys.join(secret))?;
-        }
+        rotation::finish_interrupted(&keys, in_force::newest(&trust))?;
+        keep_secrets_private(data)?;
         revocations::read(data)?;
         let in_force = KeysInForce::open(&keys, tree_id, trust)?;
         let tls = Arc::new(in_force.tls()?);
         let newest = watch::Sender::new(in_force.trust().clone());
         let in_force = RwLock::new(Arc::new(in_force));
-        Ok(Self { data: data.to_owned(), tree_id, tls, in_force, newest, changing: Mutex::default() })
+        let (shown, changing) = (AtomicU32::new(0), Mutex::default());
+        Ok(Self { data: data.to_owned(), tree_id, tls, in_force, newest, shown, changing })
     }
 
     pub fn tree_id(&self) -> TreeId {
@@ -489,6 +502,21 @@ fn remove_leftover(path: &Path) -> Result<(), KeysError> {
         }
         _ => Ok(()),
     }
+}
+
+/// Sets the modes of secrets that others can read, with a warning. Missing ones are reported where they are
+/// needed.
+fn keep_secrets_private(data: &Path) -> Result<(), KeysError> {
+    let keys = data.join(KEYS);
+    let secrets = [CA_KEY, ORIGIN_KEY, SIGNING_KEY].map(|name| keys.join(name));
+    let waiting = rotation::REPLACED.map(|name| keys.join(rotation::NEXT).join(name));
+    for path in secrets.into_iter().chain(waiting).chain([data.join(ROOT_KEY)]) {
+        match key_file::keep_private(&path) {
+            Err(FileError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+            kept => kept?,
+        }
+    }
+    Ok(())
 }
 
 /// Rejects a directory with keys or foreign files; a missing one passes.

@@ -112,6 +112,77 @@ fn a_signing_key_replaced_on_a_restored_copy_leads_nodes_that_know_more() {
 }
 
 #[test]
+fn a_copy_that_lost_a_trust_document_makes_one_past_those_that_nodes_know() {
+    let (scene, mut origin) = site("keys-lost-document");
+    let root = move_root_key(&scene, &origin);
+    let agent = Agent::started(&scene, &origin, "web1");
+    origin.wait_connected(&["web1"]);
+    let copy = scene.path("copy");
+    origin.cli("backup", &[copy.to_str().expect("a path as text")]).expect_success();
+    origin.cli("key", &["rotate", "--signing"]).expect_success();
+    sign(&origin, &root);
+    follows(&agent, &origin, 2);
+    origin.stop();
+    std::fs::rename(&origin.data, scene.path("lost")).expect("lose the data");
+    std::fs::rename(&copy, &origin.data).expect("restore the copy");
+    // Without its nodes, the origin can only ask.
+    let alone = origin.cli("key", &["rotate"]).expect_success();
+    assert!(alone.stderr.contains("--after") && alone.stdout.contains("trust document 2 "), "{alone:#?}");
+    origin.start();
+    origin.wait_connected(&["web1"]);
+    wait::until("the agent to say what to do", || {
+        agent.try_status().and_then(|status| status.error).filter(|error| error.contains("key rotate"))
+    });
+    let rotated = origin.cli("key", &["rotate", "--signing"]).expect_success();
+    assert!(rotated.stderr.contains("trust document 2 is not in this copy"), "{rotated:#?}");
+    let file = root.to_str().expect("a path as text");
+    origin
+        .cli("key", &["sign", "--root-key", file])
+        .expect_refusal(&["follows 1 with a gap", "--skip-numbers"]);
+    let signed = origin.cli("key", &["sign", "--root-key", file, "--skip-numbers"]).expect_success();
+    let changes = signed.stderr.lines().filter(|line| line.contains("(new; before: ")).count();
+    assert_eq!(changes, 4, "both keys, and where they count: {signed:#?}");
+    follows(&agent, &origin, 3);
+}
+
+/// The program reads the passphrase on a terminal that `script` makes.
+#[test]
+fn an_interrupt_at_the_question_for_a_passphrase_leaves_the_terminal_as_it_was() {
+    use std::io::{Read, Write};
+    let scene = Scene::new("keys-terminal");
+    let (program, data) = (binary("syncd-origin"), scene.path("origin"));
+    let command = format!("{} init --data {}; echo code $?; stty -a", program.display(), data.display());
+    let mut script = Command::new("script");
+    script.args(["--quiet", "--command", &command, "/dev/null"]);
+    script.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+    let mut script = script.spawn().expect("start script, of the package bsdutils");
+    let (mut keys, mut screen) = (script.stdin.take().expect("piped"), script.stdout.take().expect("piped"));
+    let mut shown = Vec::new();
+    let mut byte = [0];
+    while !String::from_utf8_lossy(&shown).contains("(empty: none): ") {
+        assert_eq!(
+            screen.read(&mut byte).expect("read the terminal"),
+            1,
+            "{}",
+            String::from_utf8_lossy(&shown)
+        );
+        shown.push(byte[0]);
+    }
+    keys.write_all(b"secret\x03").expect("type");
+    keys.flush().expect("type");
+    let mut rest = Vec::new();
+    screen.read_to_end(&mut rest).expect("read the terminal");
+    let rest = String::from_utf8_lossy(&rest);
+    assert!(rest.contains("nothing was done") && rest.contains("code 1"), "{rest}");
+    assert!(!rest.contains("secret"), "{rest}");
+    for setting in ["echo", "isig", "icanon"] {
+        assert!(rest.split_whitespace().any(|word| word == setting), "{setting}: {rest}");
+    }
+    assert!(!data.join("keys").exists());
+    script.wait().expect("script ends");
+}
+
+#[test]
 fn an_authority_is_replaced_offline_and_nodes_renew_by_themselves() {
     let (scene, mut origin) = site("keys-authority");
     let root = move_root_key(&scene, &origin);
@@ -130,7 +201,8 @@ fn an_authority_is_replaced_offline_and_nodes_renew_by_themselves() {
     let mut there = Command::new(binary("syncd-origin"));
     there.args(["key", "--data"]).arg(scene.path("another machine"));
     let outcome = run(there.args(["sign", "--root-key"]).arg(&root).arg(&file)).expect_success();
-    assert!(outcome.stderr.contains("authority"), "it shows what it signs: {outcome:#?}");
+    let changes: Vec<&str> = outcome.stderr.lines().filter(|line| line.contains("(new; before: ")).collect();
+    assert!(changes.len() == 1 && changes[0].contains("authority"), "it shows what changes: {outcome:#?}");
     std::fs::write(&signed, &outcome.stdout).expect("write the signed document");
     let unsigned = origin.cli("key", &["take", file.to_str().expect("text")]);
     unsigned.expect_refusal(&["not signed"]);

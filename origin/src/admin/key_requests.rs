@@ -22,17 +22,19 @@ pub(super) fn show(keys: &Keys) -> Result<Reply, KeysError> {
         certificate_ends: ends(certificate_ends),
         earlier_authorities: keys.earlier_authorities(),
         pending: pending.as_ref().map(TrustLine::from),
-        pending_document: pending.as_ref().map(|document| document.to_text()),
+        pending_document: pending.as_ref().map(|document| document.to_text_after(&keys.trust())),
     })))
 }
 
-/// Makes new keys. Lines: the document to be signed, and what to do with it.
+/// Makes new keys. Lines: the document to be signed, and what to do with it. An origin that `serves` knows
+/// from its nodes which documents they follow.
 pub(super) fn rotate(
     keys: &Keys,
     request: &RotateKeys,
+    serves: bool,
     lines: &mut dyn FnMut(Reply) -> bool,
 ) -> Result<(), KeysError> {
-    let RotateKeys { signing, authority, retire, root, passphrase } = request;
+    let RotateKeys { signing, authority, retire, root, passphrase, after } = request;
     // Without a choice, both.
     let both = !(*signing || *authority || *retire || *root);
     let rotation = Rotation {
@@ -40,9 +42,15 @@ pub(super) fn rotate(
         authority: *authority || both,
         retire: *retire,
         root: root.then_some(NewRoot { passphrase: passphrase.as_deref() }),
+        after: *after,
     };
     let document = keys.prepare(&rotation, OffsetDateTime::now_utc())?;
     let number = document.number;
+    let before = keys.trust();
+    let hint = if serves || after.is_some() { None } else { Some(if_restored(before.number())) };
+    for text in skipped(before.number(), number).into_iter().chain(hint) {
+        lines(Reply::Remark { text });
+    }
     let text = format!(
         "trust document {number} waits for the root key's signature; nothing has changed yet. Where the root key is on \
          this machine:\n  syncd-origin key sign --root-key FILE\nElsewhere, with the document that is printed:\n  \
@@ -56,8 +64,33 @@ pub(super) fn rotate(
         );
         lines(Reply::Remark { text });
     }
-    lines(Reply::Document { text: document.to_text() });
+    lines(Reply::Document { text: document.to_text_after(&before) });
     Ok(())
+}
+
+/// Asks an operator who works on a stopped origin for what its nodes would tell it.
+fn if_restored(number: u32) -> String {
+    format!(
+        "no origin serves this DATA. If it was restored from a copy, nodes may follow later trust documents than {number}, \
+         and refuse this one: rotate once the origin serves and they are connected, or give --after with the number \
+         that `syncd-agent status` shows"
+    )
+}
+
+/// Explains a gap between two trust documents.
+fn skipped(before: u32, number: u32) -> Option<String> {
+    let (first, last) = (before.checked_add(1)?, number.checked_sub(1)?);
+    let text = format!(
+        "{what} not in this copy of DATA, and nodes may follow {them}: both keys are replaced, whatever you chose. Sign \
+         with --skip-numbers",
+        what = if first == last {
+            format!("trust document {first} is")
+        } else {
+            format!("trust documents {first} to {last} are")
+        },
+        them = if first == last { "it" } else { "them" },
+    );
+    (first <= last).then_some(text)
 }
 
 /// Reads a signed document of this tree.

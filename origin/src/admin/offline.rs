@@ -160,7 +160,8 @@ impl DataDirectory {
             }),
             Request::Keys => answered(key_requests::show(&self.keys), |line| _ = lines(line)),
             Request::RotateKeys(request) => {
-                answered(key_requests::rotate(&self.keys, &request, lines), |()| {})
+                let serves = self.tree.is_some();
+                answered(key_requests::rotate(&self.keys, &request, serves, lines), |()| {})
             }
             Request::TakeTrust { document } => answered(self.take_trust(&document), |line| _ = lines(line)),
             Request::RollbackTarget { generation } => {

@@ -144,13 +144,18 @@ pub struct RotateKeys {
     pub root: bool,
     /// `--root-passphrase-file`.
     pub passphrase: Option<String>,
+    /// `--after`.
+    pub after: Option<u32>,
 }
 
 /// Omits the passphrase.
 impl fmt::Debug for RotateKeys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { signing, authority, retire, root, .. } = self;
-        write!(f, "RotateKeys(signing {signing}, authority {authority}, retire {retire}, root {root})")
+        let Self { signing, authority, retire, root, after, .. } = self;
+        write!(
+            f,
+            "RotateKeys(signing {signing}, authority {authority}, retire {retire}, root {root}, after {after:?})"
+        )
     }
 }
 
@@ -172,7 +177,7 @@ pub struct KeysLine {
     pub earlier_authorities: usize,
     /// The trust document that waits for its signature.
     pub pending: Option<TrustLine>,
-    /// Its text.
+    /// Its text, with the document that it replaces.
     pub pending_document: Option<String>,
 }
 

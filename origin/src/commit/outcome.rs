@@ -76,8 +76,9 @@ impl CommitError {
     pub(super) fn is_of_request(&self) -> bool {
         matches!(
             self,
-            Self::Keys(KeysError::NotPending { .. } | KeysError::Trust(_))
-                | Self::UnknownGeneration { .. }
+            Self::Keys(
+                KeysError::NotPending { .. } | KeysError::DamagedDocument { .. } | KeysError::Trust(_)
+            ) | Self::UnknownGeneration { .. }
                 | Self::NothingBefore { .. }
                 | Self::NothingPublished
                 | Self::Policy(_)

@@ -153,20 +153,25 @@ impl KeysInForce {
         tls.replace(self.authority.certificate(), &self.certificate, &self.origin_key, &self.earlier)
     }
 
-    /// The next trust document, with other keys and an other root where given. Not signed yet.
+    /// The next trust document after `skipped` ones that are not here, with an other root where given. Not
+    /// signed yet.
     pub(super) fn next_document(
         &self,
         root: Option<&RootKey>,
+        skipped: u32,
         now: OffsetDateTime,
     ) -> Result<TrustDocument, KeysError> {
         let before = self.trust().document();
-        Ok(TrustDocument {
+        let number = before.number.checked_add(skipped).and_then(|number| number.checked_add(1));
+        let mut document = TrustDocument {
             root_key: root.map_or(before.root_key, |root| root.key.verifying_key()),
-            number: before.number.checked_add(1).ok_or(KeysError::NoNumberLeft)?,
+            number: number.ok_or(KeysError::NoNumberLeft)?,
             issued_ms: unix_ms(now),
             warn_ms: unix_ms(now + WARN_AFTER),
             ..before.clone()
-        })
+        };
+        document.skip_signing_keys(skipped).ok_or(KeysError::NoNumberLeft)?;
+        Ok(document)
     }
 
     /// Earlier authorities once this one is replaced: those that still hold.

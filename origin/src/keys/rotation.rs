@@ -10,6 +10,7 @@
 //! the moves after a crash in between. `document` goes last.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::{fs, io};
 
@@ -23,14 +24,14 @@ use time::OffsetDateTime;
 use super::in_force::{TRUST_DOCUMENTS_MAX, earlier_text, trust_text};
 use super::{
     CA_CERTIFICATE, CA_KEY, EARLIER_AUTHORITIES, KEYS, Keys, KeysError, ORIGIN_CERTIFICATE, ORIGIN_KEY,
-    ROOT_KEY, SIGNING_KEY, TRUST, remove_leftover, signing_key_text,
+    ROOT_KEY, SIGNING_KEY, SKIPPED_MAX, TRUST, remove_leftover, signing_key_text,
 };
 
-const NEXT: &str = "next";
+pub(super) const NEXT: &str = "next";
 const NEXT_NEW: &str = "next.new";
 const DOCUMENT: &str = "document";
 /// Files that may wait in `next`.
-const REPLACED: [&str; 6] =
+pub(super) const REPLACED: [&str; 6] =
     [SIGNING_KEY, CA_CERTIFICATE, CA_KEY, ORIGIN_CERTIFICATE, ORIGIN_KEY, EARLIER_AUTHORITIES];
 
 /// The keys to replace.
@@ -42,6 +43,8 @@ pub struct Rotation<'a> {
     pub retire: bool,
     /// Also replace the root key, sealed by the passphrase if there is one.
     pub root: Option<NewRoot<'a>>,
+    /// The document gets a number past this one, which nodes are known to follow.
+    pub after: Option<u32>,
 }
 
 /// A root key to be made.
@@ -53,6 +56,9 @@ pub struct NewRoot<'a> {
 impl Keys {
     /// Makes new keys and their trust document, which waits for the signature of the root key. Replaces what
     /// waited before. Durable on return.
+    ///
+    /// If nodes know later documents than this DATA has, it is an older copy, and its keys may be replaced
+    /// ones. The document then gets the next number and both keys are new, past all that lost ones may sign.
     pub fn prepare(&self, rotation: &Rotation<'_>, now: OffsetDateTime) -> Result<TrustDocument, KeysError> {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let keys = self.data.join(KEYS);
@@ -60,15 +66,16 @@ impl Keys {
         remove_leftover(&new)?;
         own_directory::claim_inside(&new, Access::Private)?;
         let in_force = self.in_force();
+        let skipped = self.skipped(rotation.after)?;
         let root = rotation.root.map(|root| self.new_root(root)).transpose()?;
-        let mut document = in_force.next_document(root.as_ref(), now)?;
+        let mut document = in_force.next_document(root.as_ref(), skipped, now)?;
         let put = |name: &str, text: &str| key_file::write(&new.join(name), text);
-        if rotation.signing {
+        if rotation.signing || skipped > 0 {
             let key = signing::generate()?;
             document.replace_signing_key(key.verifying_key()).ok_or(KeysError::NoNumberLeft)?;
             put(SIGNING_KEY, &signing_key_text(&key))?;
         }
-        if rotation.authority {
+        if rotation.authority || skipped > 0 {
             let authority = Authority::create(self.tree_id, now)?;
             document.authority = authority.certificate().clone();
             let key = generate_key()?;
@@ -79,7 +86,7 @@ impl Keys {
         }
         if rotation.retire {
             put(EARLIER_AUTHORITIES, "")?;
-        } else if rotation.authority {
+        } else if rotation.authority || skipped > 0 {
             put(EARLIER_AUTHORITIES, &earlier_text(&in_force.earlier_with_this(now)))?;
         }
         put(DOCUMENT, &document.to_text())?;
@@ -90,6 +97,23 @@ impl Keys {
         key_file::sync_directory(&keys)?;
         remove_leftover(&new)?;
         Ok(document)
+    }
+
+    /// Notes the number of the trust document that an enrolled node follows. If it is higher than the newest
+    /// one here, this DATA is an older copy, and the next document gets a number past it. Numbers too far
+    /// above are ignored, because a node may lie.
+    pub fn note_number(&self, number: u32) {
+        if number <= self.trust().number().saturating_add(SKIPPED_MAX) {
+            self.shown.fetch_max(number, Ordering::Relaxed);
+        }
+    }
+
+    /// Number of documents that nodes know and this DATA does not have.
+    fn skipped(&self, after: Option<u32>) -> Result<u32, KeysError> {
+        let known = self.trust().number();
+        let after = after.unwrap_or_default();
+        let skipped = after.max(self.shown.load(Ordering::Relaxed)).saturating_sub(known);
+        if skipped > SKIPPED_MAX { Err(KeysError::TooFar { after, known }) } else { Ok(skipped) }
     }
 
     fn new_root(&self, root: NewRoot<'_>) -> Result<RootKey, KeysError> {
@@ -129,9 +153,25 @@ impl Keys {
     }
 }
 
+/// Finishes a taking that was interrupted. A waiting document that cannot be read is named and stays: it does
+/// not keep the origin from starting with the keys that it has.
+pub(super) fn finish_interrupted(keys: &Path, newest: &SignedTrust) -> Result<(), KeysError> {
+    match read_pending(keys) {
+        Ok(_) => finish_taking(keys, newest),
+        Err(error) => {
+            tracing::warn!("{}", crate::error_chain(&error));
+            Ok(())
+        }
+    }
+}
+
 fn read_pending(keys: &Path) -> Result<Option<TrustDocument>, KeysError> {
-    match key_file::read(&keys.join(NEXT).join(DOCUMENT)) {
-        Ok(text) => Ok(Some(TrustDocument::from_text(&text)?)),
+    let path = keys.join(NEXT).join(DOCUMENT);
+    match key_file::read(&path) {
+        Ok(text) => match TrustDocument::from_text(&text) {
+            Ok(document) => Ok(Some(document)),
+            Err(source) => Err(KeysError::DamagedDocument { path, source }),
+        },
         Err(FileError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error.into()),
     }

@@ -260,6 +260,75 @@ fn an_interrupted_taking_is_finished_or_void() {
 }
 
 #[test]
+fn after_a_restore_documents_and_ranges_go_past_all_that_nodes_have_seen() {
+    let data = tempfile::tempdir().unwrap();
+    let keys = Keys::create(data.path()).unwrap();
+    let copied = tempfile::tempdir().unwrap();
+    copy(data.path(), copied.path());
+    let signing = Rotation { signing: true, ..Rotation::default() };
+    let lost = [rotate(&keys, signing), rotate(&keys, signing)];
+    let newest = sign(&keys, keys.tree_id(), &keys.signing_key());
+    // The copy does not know of either.
+    let restored = Keys::open(copied.path()).unwrap();
+    let old = (restored.verifying_key(), restored.authority().key_id());
+    restored.note_number(lost[1].number());
+    // A node that lies is not believed, nor one that is behind.
+    restored.note_number(5_000);
+    restored.note_number(1);
+    let retire = Rotation { retire: true, ..Rotation::default() };
+    let document = rotate(&restored, retire).document().clone();
+    assert_eq!(document.number, 4);
+    assert!(document.epochs.first > lost[1].document().epochs.last);
+    assert!(document.numbers.first > lost[1].document().numbers.last);
+    let ours = sign(&restored, keys.tree_id(), &restored.signing_key());
+    assert_eq!(ours.may_follow(Some(&newest)), Ok(()));
+    let new = (restored.verifying_key(), restored.authority().key_id());
+    assert!(new.0 != old.0 && new.1 != old.1, "the copy's keys may have been replaced");
+    // Known documents leave no gap, and an operator may name more.
+    assert_eq!(rotate(&restored, retire).number(), 5);
+    assert_eq!(rotate(&restored, Rotation { after: Some(7), ..retire }).number(), 8);
+    assert_eq!(rotate(&restored, Rotation { after: Some(2), ..retire }).number(), 9);
+    let typo = restored.prepare(&Rotation { after: Some(70_000), ..retire }, OffsetDateTime::now_utc());
+    assert!(matches!(typo, Err(KeysError::TooFar { after: 70_000, known: 9 })), "{typo:?}");
+}
+
+#[test]
+fn a_damaged_document_that_waits_is_named_and_stops_nothing() {
+    let data = tempfile::tempdir().unwrap();
+    let keys = Keys::create(data.path()).unwrap();
+    let both = Rotation { signing: true, authority: true, ..Rotation::default() };
+    keys.prepare(&both, OffsetDateTime::now_utc()).unwrap();
+    let waiting = data.path().join(KEYS).join("next/document");
+    key_file::write(&waiting, "bm90aGluZw==").unwrap();
+    let keys = Keys::open(data.path()).unwrap();
+    let named = keys.pending().unwrap_err().to_string();
+    assert!(named.contains("keys/next/document is damaged") && named.contains("key rotate"), "{named}");
+    keys.prepare(&both, OffsetDateTime::now_utc()).unwrap();
+    assert!(keys.pending().unwrap().is_some());
+}
+
+#[test]
+fn secrets_that_others_can_read_are_made_private_also_where_they_wait() {
+    let data = tempfile::tempdir().unwrap();
+    let keys = Keys::create(data.path()).unwrap();
+    let both = Rotation { signing: true, authority: true, ..Rotation::default() };
+    keys.prepare(&both, OffsetDateTime::now_utc()).unwrap();
+    let mode = |name: &str| fs::metadata(data.path().join(name)).unwrap().permissions().mode() & 0o777;
+    let secrets =
+        ["root.key", "keys/ca.key", "keys/next/signing.key", "keys/next/ca.key", "keys/next/origin.key"];
+    for name in secrets {
+        fs::set_permissions(data.path().join(name), PermissionsExt::from_mode(0o644)).unwrap();
+    }
+    Keys::open(data.path()).unwrap();
+    for name in secrets {
+        assert_eq!(mode(name), 0o600, "{name}");
+    }
+    // The root key is elsewhere.
+    fs::remove_file(data.path().join("root.key")).unwrap();
+    Keys::open(data.path()).unwrap();
+}
+
+#[test]
 fn a_sealed_root_key_signs_with_its_passphrase_alone() {
     let data = tempfile::tempdir().unwrap();
     let keys = Keys::create_sealed(data.path(), Some("correct horse")).unwrap();

@@ -98,7 +98,7 @@ async fn converse(
     if known > newest {
         greeting.notes.push(format!(
             "it knows trust document {known}, newer than {newest} here: this origin was restored from an older copy, \
-             restore its newest keys"
+             restore its newest keys, or replace them with `syncd-origin key rotate`"
         ));
     }
     let live = greeting.live.as_ref().map(SignedGeneration::root_hash);
@@ -112,6 +112,7 @@ async fn converse(
     let mut attachment = services.fleet.attach(peer, greeting).await?;
     let standing = *attachment.standing.borrow_and_update();
     *is_attached = true;
+    services.keys.note_number(known);
     let mut session = Session {
         planner: services.planner.clone(),
         live,

@@ -11,7 +11,8 @@
 //! which covers a domain tag and all of it.
 //!
 //! As text, which travels between machines, a document is base64 in lines of 64, after lines that begin with
-//! `#`.
+//! `#`. One that waits for its signature is followed by the signed document that it replaces, in lines that
+//! begin with `#=`, so that the signer sees what changes.
 
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
@@ -34,6 +35,8 @@ const DOMAIN: &[u8] = b"syncd 2026 trust document v1\0";
 const HEAD_BYTES: usize = 127;
 const SIGNATURE_BYTES: usize = 64;
 const LINE: usize = 64;
+/// Begins the lines of the document that another one replaces.
+const BEFORE: &str = "#= ";
 
 /// The fingerprint of a root key, which tokens and agents pin. Shown as 64 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -171,9 +174,23 @@ impl TrustDocument {
     /// Names another signing key, with epochs and numbers past those of the former one. `None` if no more are
     /// left.
     pub fn replace_signing_key(&mut self, key: VerifyingKey) -> Option<()> {
-        (self.epochs, self.numbers) = (self.epochs.next()?, self.numbers.next()?);
+        self.skip_signing_keys(1)?;
         self.signing_key = key;
         Some(())
+    }
+
+    /// Moves the ranges past those of `keys` signing keys that came between and are not known here.
+    pub fn skip_signing_keys(&mut self, keys: u32) -> Option<()> {
+        for _ in 0..keys {
+            (self.epochs, self.numbers) = (self.epochs.next()?, self.numbers.next()?);
+        }
+        Some(())
+    }
+
+    /// Whether another document, with another signing key, can follow.
+    pub fn can_be_followed(&self) -> bool {
+        let has_number = self.number < u32::MAX;
+        has_number && self.epochs.next().is_some() && self.numbers.next().is_some()
     }
 
     /// Checks that the signing key may sign a generation of this epoch with this number.
@@ -265,6 +282,23 @@ impl TrustDocument {
         )
     }
 
+    /// The text of a document that waits for its signature, with the one that it replaces.
+    pub fn to_text_after(&self, before: &SignedTrust) -> String {
+        let title = format!("# syncd: the document before it, {}\n", before.number());
+        let body = lines(before.bytes()).iter().fold(title, |text, line| text + BEFORE + line + "\n");
+        self.to_text() + &body
+    }
+
+    /// Reads the document that the one in this text replaces. `None` if the text has none.
+    pub fn before_in_text(text: &str, tree_id: TreeId) -> Result<Option<SignedTrust>, TrustError> {
+        let body: String = text.lines().filter_map(|line| line.trim().strip_prefix(BEFORE)).collect();
+        if body.is_empty() {
+            return Ok(None);
+        }
+        let bytes = BASE64.decode(body.as_bytes()).map_err(|_| TrustError::NotADocument)?;
+        SignedTrust::of_tree(&bytes, tree_id).map(Some)
+    }
+
     /// Reads the text of a document, signed or not.
     pub fn from_text(text: &str) -> Result<Self, TrustError> {
         let bytes = bytes_of_text(text)?;
@@ -349,14 +383,18 @@ fn message(payload: &[u8]) -> Vec<u8> {
 }
 
 fn to_text(title: &str, bytes: &[u8]) -> String {
+    format!("# syncd: {title}\n{}\n", lines(bytes).join("\n"))
+}
+
+/// Base64, in lines.
+fn lines(bytes: &[u8]) -> Vec<String> {
     let body = BASE64.encode(bytes);
-    let lines = body.as_bytes().chunks(LINE).map(|line| String::from_utf8_lossy(line).into_owned());
-    let lines: Vec<String> = lines.collect();
-    format!("# syncd: {title}\n{}\n", lines.join("\n"))
+    body.as_bytes().chunks(LINE).map(|line| String::from_utf8_lossy(line).into_owned()).collect()
 }
 
 fn bytes_of_text(text: &str) -> Result<Vec<u8>, TrustError> {
-    if text.len() > TRUST_DOCUMENT_MAX_BYTES.saturating_mul(2) {
+    // Two documents in base64.
+    if text.len() > TRUST_DOCUMENT_MAX_BYTES.saturating_mul(4) {
         return Err(TrustError::NotADocument);
     }
     let body: String = text.lines().map(str::trim).filter(|line| !line.starts_with('#')).collect();
@@ -406,6 +444,22 @@ mod tests {
         assert_eq!(TrustDocument::from_text(&signed.to_text()), Ok(document));
         assert!(signed.to_text().lines().all(|line| line.len() <= 80));
         assert_eq!(pin.to_string().parse(), Ok(pin));
+    }
+
+    #[test]
+    fn a_document_that_waits_carries_the_one_that_it_replaces() {
+        let (root, signing) = (signing::generate().unwrap(), signing::generate().unwrap());
+        let before = document(&root, &signing).sign(&root).unwrap();
+        let mut next = before.document().clone();
+        next.number = 4;
+        let text = next.to_text_after(&before);
+        assert_eq!(TrustDocument::from_text(&text), Ok(next.clone()));
+        assert_eq!(TrustDocument::before_in_text(&text, TREE), Ok(Some(before.clone())));
+        assert_eq!(TrustDocument::before_in_text(&next.to_text(), TREE), Ok(None));
+        // Anybody can write there, and nothing is believed that no root key has signed.
+        let at = text.rfind(BEFORE).unwrap() + BEFORE.len();
+        let posed = format!("{}AAAA{}", &text[..at], &text[at + 4..]);
+        assert!(TrustDocument::before_in_text(&posed, TREE).is_err());
     }
 
     #[test]
@@ -480,9 +534,12 @@ mod tests {
         let next = signed(after.epochs.first, after.numbers.first, &new);
         assert!(after.verify_generation(next.record(), next.signature()).is_ok());
         assert_eq!(next.may_follow(Some(&worst)), Ok(()));
+        assert!(before.can_be_followed());
         // Nothing wraps around in the end.
         after.epochs.last = u32::MAX;
         assert_eq!(after.replace_signing_key(new.verifying_key()), None);
+        assert!(!after.can_be_followed());
+        assert!(!TrustDocument { number: u32::MAX, ..before.clone() }.can_be_followed());
         after = TrustDocument { numbers: Numbers { last: number(u64::MAX), ..before.numbers }, ..before };
         assert_eq!(after.replace_signing_key(new.verifying_key()), None);
     }

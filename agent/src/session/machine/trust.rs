@@ -21,9 +21,10 @@ impl Machine {
                 out.push(Action::Follow(Box::new(newer)));
                 None
             }
-            Err(error @ TrustError::Older { .. }) => {
-                Some(format!("{error}: the origin was restored from an older copy, restore its newest keys"))
-            }
+            Err(error @ TrustError::Older { .. }) => Some(format!(
+                "{error}: the origin was restored from an older copy, restore its newest keys, or replace them with \
+                     `syncd-origin key rotate`"
+            )),
             Err(error @ TrustError::OtherRoot { .. }) => {
                 let advice = "if the operator of the origin replaced the root key, run `syncd-agent trust FINGERPRINT`";
                 Some(format!("{error}: {advice}"))
