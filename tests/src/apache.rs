@@ -37,16 +37,27 @@ impl Apache {
     /// Writes a configuration for the replica in `root` (an agent's ROOT), without starting Apache.
     #[track_caller]
     pub fn configured(scene: &Scene, name: &str, root: &Path, document_root: &DocumentRoot) -> Self {
+        Self::configured_at(scene, name, &format!("127.0.0.1:{}", free_port()), root, document_root)
+    }
+
+    /// Like [`Self::configured`], at an address of this machine.
+    #[track_caller]
+    pub fn configured_at(
+        scene: &Scene,
+        name: &str,
+        address: &str,
+        root: &Path,
+        document_root: &DocumentRoot,
+    ) -> Self {
         let directory = scene.new_directory(name);
-        let port = free_port();
         let apache = Self {
-            address: format!("127.0.0.1:{port}"),
+            address: address.to_owned(),
             directory,
             replica: root.to_path_buf(),
             logs: scene.directory().to_path_buf(),
             daemon: None,
         };
-        fs::write(apache.configuration(), apache.configuration_text(port, document_root))
+        fs::write(apache.configuration(), apache.configuration_text(document_root))
             .expect("write httpd.conf");
         fs::write(apache.hook(), apache.hook_text()).expect("write the hook");
         fs::set_permissions(apache.hook(), fs::Permissions::from_mode(0o755))
@@ -64,8 +75,8 @@ impl Apache {
         self.directory.join("httpd.conf")
     }
 
-    fn configuration_text(&self, port: u16, document_root: &DocumentRoot) -> String {
-        let (directory, replica) = (self.directory.display(), self.replica.display());
+    fn configuration_text(&self, document_root: &DocumentRoot) -> String {
+        let (directory, replica, address) = (self.directory.display(), self.replica.display(), &self.address);
         let account = if is_root() { "User www-data\nGroup www-data\n" } else { "" };
         let root = match document_root {
             DocumentRoot::Resolved => format!(
@@ -100,7 +111,7 @@ impl Apache {
             ),
         };
         format!(
-            "ServerRoot \"{directory}\"\nServerName localhost\nListen 127.0.0.1:{port}\nPidFile {directory}/httpd.pid\n\
+            "ServerRoot \"{directory}\"\nServerName localhost\nListen {address}\nPidFile {directory}/httpd.pid\n\
              DefaultRuntimeDir {directory}\nErrorLog {directory}/error.log\nLogLevel warn\n\
              {workers}LoadModule authz_core_module {MODULES}/mod_authz_core.so\n\
              LoadModule headers_module {MODULES}/mod_headers.so\n\
@@ -130,6 +141,17 @@ impl Apache {
              echo \"apache does not serve generation $SYNCD_GENERATION\" >&2\n\
              exit 1\n"
         )
+    }
+
+    /// Adds the shipped fallback to static files of the generation before.
+    pub fn with_previous(self) -> Self {
+        let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging/apache/syncd-previous.conf");
+        let shipped = fs::read_to_string(shipped).expect("read the shipped fallback");
+        let shipped = shipped.replace("/var/lib/syncd/agent", &self.replica.display().to_string());
+        let text = fs::read_to_string(self.configuration()).expect("read httpd.conf");
+        let load = format!("LoadModule rewrite_module {MODULES}/mod_rewrite.so\n");
+        fs::write(self.configuration(), format!("{load}{text}{shipped}")).expect("write httpd.conf");
+        self
     }
 
     /// Starts Apache and waits until it answers.

@@ -1,5 +1,8 @@
 //! Programs in front of the web servers of nodes, with the files in packaging/: Varnish on the node and in
-//! front of all nodes.
+//! front of all nodes, HAProxy.
+
+#[path = "balancers/haproxy.rs"]
+mod haproxy;
 
 use std::fs;
 use std::path::{Path, PathBuf};
