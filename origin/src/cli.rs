@@ -8,12 +8,13 @@ mod passphrase;
 mod printer;
 
 use std::io::IsTerminal as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::CommandFactory as _;
+use syncd_runtime::bucket::BucketUrl;
 use syncd_runtime::config_file;
 use syncd_runtime::local_socket::{self, LocalSocketError};
 use syncd_runtime::output::{self, note};
@@ -26,7 +27,7 @@ use crate::admin::RolloutAction;
 use crate::admin::offline::{DataDirectory, join_address};
 use crate::admin::protocol::{NodeRequest, Reply, Request};
 use crate::fleet::rollout::Policies;
-use crate::service::{self, PublishOptions, PurgeOptions, ServeOptions};
+use crate::service::{self, PublishOptions, PurgeOptions, ServeOptions, StoodBy};
 use crate::store::Retention;
 
 pub use self::arguments::{Cli, HTTP, LISTEN, join_wait};
@@ -128,6 +129,8 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             let (request, print) = action.request();
             ask(&data.data, request, print).await
         }
+        Command::Promote { data } => ask(&data.data, Request::Promote, Print::default()).await,
+        Command::Restore { data, from } => restore(data.data, from).await,
         Command::Config { action } => configuration::run(action),
         Command::Completions { shell } => {
             manual::print_completions(Cli::command(), shell)?;
@@ -227,6 +230,21 @@ fn init(data: &Path, host: Option<&str>, passphrase_file: Option<&Path>) -> anyh
     Ok(ExitCode::SUCCESS)
 }
 
+async fn restore(data: PathBuf, from: BucketUrl) -> anyhow::Result<ExitCode> {
+    let shown = data.display().to_string();
+    let restored = tokio::task::spawn_blocking(move || service::restore(&data, &from));
+    let (generation, promotion) = restored.await.context("the restore was interrupted")??;
+    note(format_args!(
+        "{shown} has generation {generation} now, and numbers its own from {} on, with epoch {}. Next:\n  \
+         syncd-origin serve --tree DIR --data {shown}   with the options that the origin had\n\
+         Nodes get the restored generation at once. Nothing is published until `syncd-origin commit`: compare the tree\n\
+         first (`syncd-origin diff --pending`).",
+        promotion.number, promotion.epoch
+    ));
+    output::line(generation)?;
+    Ok(ExitCode::SUCCESS)
+}
+
 async fn serve_until_signal(serve: Serve) -> anyhow::Result<ExitCode> {
     let trigger = match serve.trigger {
         TriggerName::Manual => crate::commit::Trigger::Manual,
@@ -244,6 +262,7 @@ async fn serve_until_signal(serve: Serve) -> anyhow::Result<ExitCode> {
     };
     let policies = policies(serve.data.config.as_deref(), serve.rollout.as_deref())?;
     let git = serve.git.options(serve.trigger, serve.mtime).map_err(anyhow::Error::msg)?;
+    let standby = serve.standby;
     let options = ServeOptions {
         hold_while: serve.hold_while,
         git,
@@ -266,14 +285,26 @@ async fn serve_until_signal(serve: Serve) -> anyhow::Result<ExitCode> {
             bytes: serve.keep_bytes.map(ByteSize::bytes),
         },
         bwlimit: serve.bwlimit,
-        publish: serve.publish.map(|url| PublishOptions { url, bwlimit: serve.publish_bwlimit }),
+        publish: serve.publish.map(|url| PublishOptions {
+            url,
+            fenced: serve.fenced,
+            bwlimit: serve.publish_bwlimit,
+        }),
         purge: serve.purge.map(|command| PurgeOptions { command, sites: serve.purge_site }),
         admin_group: serve.admin_group,
     };
     // Before anything is opened, so that from here on a SIGTERM shuts down in order.
     let mut signals = Signals::listen()?;
+    let mut ready = None;
+    if standby {
+        let is_ready = || ready = Some(supervisor::ready());
+        match service::stand_by(&options, is_ready, signals.stop()).await? {
+            StoodBy::Promoted => {}
+            StoodBy::Stopped => return Ok(ExitCode::SUCCESS),
+        }
+    }
     let running = service::start(options).await?;
-    let ready = supervisor::ready();
+    let ready = ready.unwrap_or_else(supervisor::ready);
     tokio::select! {
         () = signals.stop() => {}
         () = running.ended() => bail!("the origin stopped by itself; the log above says why"),

@@ -280,9 +280,7 @@ async fn dial(address: &str, tls: &ClientTls, limit: Option<Arc<Bucket>>) -> Res
 }
 
 async fn dial_tcp(address: &str, limit: Option<&Bucket>) -> Result<TcpStream, ConnectError> {
-    let unresolved = |source| ConnectError::Resolve { address: address.to_owned(), source };
-    let found: Vec<SocketAddr> =
-        within(CONNECT_TIMEOUT, tokio::net::lookup_host(address)).await.map_err(unresolved)?.collect();
+    let found = resolve(address).await?;
     let share = CONNECT_TIMEOUT / u32::try_from(found.len().max(1)).unwrap_or(u32::MAX);
     let mut last = io::Error::from(io::ErrorKind::NotFound);
     for candidate in found {
@@ -295,6 +293,21 @@ async fn dial_tcp(address: &str, limit: Option<&Bucket>) -> Result<TcpStream, Co
         }
     }
     Err(ConnectError::Unreachable { address: address.to_owned(), source: last })
+}
+
+/// Resolves one or several addresses, separated by commas, in their order.
+async fn resolve(addresses: &str) -> Result<Vec<SocketAddr>, ConnectError> {
+    let (mut found, mut failed) = (Vec::new(), io::Error::from(io::ErrorKind::NotFound));
+    for address in addresses.split(',') {
+        match within(CONNECT_TIMEOUT, tokio::net::lookup_host(address.trim())).await {
+            Ok(resolved) => found.extend(resolved),
+            Err(error) => failed = error,
+        }
+    }
+    match found.is_empty() {
+        true => Err(ConnectError::Resolve { address: addresses.to_owned(), source: failed }),
+        false => Ok(found),
+    }
 }
 
 /// Under a limit, sets the kernel's receive buffer before the window is negotiated. Left to itself the buffer

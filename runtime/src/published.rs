@@ -239,6 +239,11 @@ impl PackIndex {
         self.row(id).items[item as usize]
     }
 
+    /// Number of frames of a pack that this index has named.
+    pub fn frames_of(&self, pack: u32) -> u32 {
+        self.packs[pack as usize].1.len() as u32
+    }
+
     fn name(&self, id: FrameId) -> &[u8; 32] {
         &self.packs[id.pack as usize].0
     }

@@ -128,6 +128,12 @@ impl Origin {
         self
     }
 
+    /// Listens on this address for agents, in place of a free port.
+    pub fn listening(mut self, address: &str) -> Self {
+        self.listen = address.to_owned();
+        self
+    }
+
     /// Runs `serve` under another program, which must keep the process id (`strace -D`, `ip netns exec`).
     pub fn under(&mut self, prefix: &[OsString]) {
         self.prefix = prefix.to_vec();
@@ -170,6 +176,24 @@ impl Origin {
     #[track_caller]
     pub fn keep_http_address(&mut self) {
         self.http = self.status().http_address.expect("an address");
+    }
+
+    /// Starts `serve` with `--standby` among its options, and waits until it stands by.
+    #[track_caller]
+    pub fn stand_by(&mut self) {
+        let mut daemon = Daemon::start(&mut self.serve_command(), &self.logs, &self.name);
+        wait::until("the origin to stand by", || {
+            if let Some(status) = daemon.ended() {
+                panic!("the origin ended at once, {status}:\n{}", daemon.log());
+            }
+            self.data
+                .join("admin.sock")
+                .exists()
+                .then(|| self.try_status())
+                .flatten()
+                .filter(|s| s.state == "standby")
+        });
+        self.daemon = Some(daemon);
     }
 
     /// `HOST:PORT` for `join`.

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use syncd_tests::edits::{small_site, write};
 use syncd_tests::oracle::assert_same;
-use syncd_tests::{Agent, Origin, Scene, wait};
+use syncd_tests::process::tool;
+use syncd_tests::{Agent, Origin, Scene, free_port, wait};
 
 struct Published {
     scene: Scene,
@@ -16,6 +17,11 @@ struct Published {
 impl Published {
     /// An origin that publishes a small site into a directory.
     fn new(name: &str) -> Self {
+        Self::with(name, &[])
+    }
+
+    /// Like [`Self::new`], with more options of `serve`.
+    fn with(name: &str, options: &[&str]) -> Self {
         let scene = Scene::new(name);
         let tree = scene.path("tree");
         small_site(&tree, 30);
@@ -25,8 +31,8 @@ impl Published {
         write(&tree, "large.bin", &large);
         let bucket = scene.path("bucket");
         let url = url(&bucket);
-        let mut origin =
-            Origin::create(&scene, &tree).with_options(&["--trigger", "manual", "--publish", &url]);
+        let options = [&["--trigger", "manual", "--publish", &url], options].concat();
+        let mut origin = Origin::create(&scene, &tree).with_options(&options);
         origin.start();
         Self { scene, origin, bucket }
     }
@@ -279,4 +285,203 @@ fn a_check_finds_what_is_damaged_or_missing_and_it_is_put_again() {
     let number = published.commit();
     agent.wait_live(number);
     check(&published).expect_success();
+}
+
+/// Copies the keys of an origin into a new data directory, as a backup of the small set has them.
+fn copy_keys(from: &Path, to: &Path) {
+    fs::create_dir(to).expect("a directory");
+    let parts = ["format", "keys"].map(|part| from.join(part));
+    tool("cp", ["-a".into()].into_iter().chain(parts).chain([to.to_path_buf()])).expect_success();
+    tool("chmod", ["700".into(), to.to_path_buf()]).expect_success();
+}
+
+const TAKEN_OVER: u64 = 1 << 20;
+
+#[test]
+fn an_origin_is_restored_from_its_keys_and_the_object_store() {
+    let mut published = Published::new("published-restore");
+    published.commit();
+    let joined = Agent::started(&published.scene, &published.origin, "joined");
+    let follower = published.started("follower");
+    let last = commit_pages(&published, 3);
+    joined.wait_live(last);
+    follower.wait_live(last);
+    let (tree, data) = (published.scene.path("tree2"), published.scene.path("restored"));
+    copy_keys(&published.origin.data, &data);
+    let address = published.origin.address().to_owned();
+    published.origin.kill9();
+    tool("cp", ["-a".into(), published.origin.data.clone(), published.scene.path("zombie")]).expect_success();
+    fs::remove_dir_all(&published.origin.data).expect("destroy the data");
+    fs::remove_dir_all(&published.origin.tree).expect("destroy the tree");
+    let live = fs::canonicalize(follower.live()).expect("the live tree");
+    tool("cp", ["-a".into(), live, tree.clone()]).expect_success();
+
+    let bucket = url(&published.bucket);
+    let options = ["--trigger", "manual", "--publish", &bucket];
+    let mut restored =
+        Origin::existing(&published.scene, "restored", &tree).with_options(&options).listening(&address);
+    let outcome = restored.cli("restore", &["--from", &bucket]).expect_success();
+    assert_eq!(outcome.only_line(), last.to_string());
+    let again = restored.cli("restore", &["--from", &bucket]);
+    assert!(again.code == Some(1) && again.stderr.contains("has generations already"), "{again:#?}");
+    restored.start();
+    // Its first generation has the same tree, and ends the epoch of the one that is gone.
+    joined.wait_live(last + TAKEN_OVER);
+    follower.wait_live(last + TAKEN_OVER);
+    let status = restored.status();
+    assert_eq!(status.state, "waiting", "{status:?}");
+    write(&tree, "index.html", "from the restored origin");
+    assert_eq!(restored.commit(), last + TAKEN_OVER + 1);
+    for agent in [&joined, &follower] {
+        agent.wait_live(last + TAKEN_OVER + 1);
+        assert_same(&tree, &agent.live());
+    }
+    restored.cli("check", &[]).expect_success();
+
+    // The lost origin comes back, and publishes nothing that followers would take.
+    let old_tree = published.scene.path("old-tree");
+    small_site(&old_tree, 3);
+    let mut zombie = Origin::existing(&published.scene, "zombie", &old_tree).with_options(&options);
+    zombie.start();
+    let error = wait::until("the old origin to notice", || {
+        zombie.cli("status", &["--json"]).expect_success().json()["publish"]["error"]
+            .as_str()
+            .map(str::to_owned)
+    });
+    assert!(error.contains("deposed"), "{error}");
+    zombie.commit();
+    assert_eq!(follower.live_generation(), Some(last + TAKEN_OVER + 1));
+}
+
+#[test]
+fn keys_of_another_tree_restore_nothing() {
+    let published = Published::new("published-restore-other");
+    published.commit();
+    let other = Origin::create_named(&published.scene, "other", &published.origin.tree);
+    let data = published.scene.path("restored");
+    copy_keys(&other.data, &data);
+    let restored = Origin::existing(&published.scene, "restored", &published.origin.tree);
+    let outcome = restored.cli("restore", &["--from", &url(&published.bucket)]);
+    assert!(outcome.code == Some(1) && outcome.stderr.contains("tree"), "{outcome:#?}");
+}
+
+#[test]
+fn an_origin_on_standby_is_promoted_and_agents_follow_it() {
+    let mut published = Published::new("published-standby");
+    let first = published.commit();
+    let (bucket, tree) = (url(&published.bucket), published.origin.tree.clone());
+    let second = format!("127.0.0.1:{}", free_port());
+    copy_keys(&published.origin.data, &published.scene.path("standby"));
+    let options = ["--trigger", "manual", "--publish", &bucket, "--standby"];
+    let mut standby =
+        Origin::existing(&published.scene, "standby", &tree).with_options(&options).listening(&second);
+    standby.stand_by();
+    let addresses = format!("{},{second}", published.origin.address());
+    let mut agent =
+        Agent::joined(&published.scene, &published.origin, "web1").with_options(&["--origin", &addresses]);
+    agent.start();
+    agent.wait_live(first);
+    let last = commit_pages(&published, 2);
+    agent.wait_live(last);
+    wait::until("the standby to follow", || (standby.status().generation == Some(last)).then_some(()));
+    let refused = standby.cli("commit", &[]);
+    assert!(refused.code == Some(1) && refused.stderr.contains("standby"), "{refused:#?}");
+
+    published.origin.kill9();
+    let promoted = standby.cli("promote", &[]).expect_success();
+    assert!(promoted.stderr.contains("this is the origin now"), "{promoted:#?}");
+    agent.wait_live(last + TAKEN_OVER);
+    write(&tree, "index.html", "from the promoted origin");
+    let number = wait::until("the promoted origin to serve", || {
+        let commit = standby.cli("commit", &[]);
+        (commit.code == Some(0)).then(|| commit.only_line().parse::<u64>().expect("a number"))
+    });
+    agent.wait_live(number);
+    assert_same(&tree, &agent.live());
+    // It stays promoted after a restart, and the other one can stand by for it.
+    standby.stop();
+    standby.start();
+    published.origin = published.origin.with_options(&options);
+    published.origin.stand_by();
+    wait::until("the former origin to follow", || {
+        (published.origin.status().generation == Some(number)).then_some(())
+    });
+    agent.wait_live(number);
+}
+
+#[test]
+fn of_two_fenced_origins_from_one_backup_one_is_held() {
+    let mut published = Published::with("published-fenced", &["--fenced"]);
+    let first = published.commit();
+    published.origin.stop();
+    let (data, tree) = (published.scene.path("copy"), published.scene.path("copied-tree"));
+    tool("cp", ["-a".into(), published.origin.data.clone(), data]).expect_success();
+    tool("cp", ["-a".into(), published.origin.tree.clone(), tree.clone()]).expect_success();
+    published.origin.start();
+    let bucket = url(&published.bucket);
+    let options = ["--trigger", "manual", "--publish", &bucket, "--fenced"];
+    let mut copy = Origin::existing(&published.scene, "copy", &tree).with_options(&options);
+    copy.start();
+    write(&published.origin.tree, "index.html", "from the origin");
+    write(&tree, "index.html", "from its copy");
+    let second = published.commit();
+    assert_eq!(second, first + 1);
+    let refused = copy.cli("commit", &[]);
+    assert!(
+        refused.code == Some(1) && refused.stderr.contains("two origins run from one backup"),
+        "{refused:#?}"
+    );
+    let follower = published.started("follower");
+    follower.wait_live(second);
+    assert_same(&published.origin.tree, &follower.live());
+}
+
+#[test]
+fn a_fenced_origin_commits_nothing_while_the_store_is_down_and_goes_on_after() {
+    let published = Published::with("published-fenced-down", &["--fenced"]);
+    let first = published.commit();
+    let away = published.scene.path("away");
+    fs::rename(&published.bucket, &away).expect("take the store away");
+    fs::write(&published.bucket, "not a directory").expect("put a file there");
+    write(&published.origin.tree, "index.html", "while the store is down");
+    let refused = published.origin.cli("commit", &[]);
+    assert!(refused.code == Some(1) && refused.stderr.contains("does not answer"), "{refused:#?}");
+    assert_eq!(published.origin.status().generation, Some(first));
+    fs::remove_file(&published.bucket).expect("remove the file");
+    fs::rename(&away, &published.bucket).expect("bring the store back");
+    assert_eq!(published.commit(), first + 1);
+}
+
+const CANARY: &str = "
+[rollout.canary]
+steps = [ { nodes = 1 }, { rest = true } ]
+hold = '10m'
+";
+
+#[test]
+fn followers_get_a_generation_only_when_its_rollout_has_ended() {
+    let scene = Scene::new("published-rollout");
+    let config = scene.path("origin.toml");
+    fs::write(&config, CANARY).expect("write the policies");
+    let published = Published::with("published-canary", &["--config", config.to_str().expect("text")]);
+    let first = published.commit();
+    let agents = ["web1", "web2"].map(|name| Agent::started(&published.scene, &published.origin, name));
+    let follower = published.started("follower");
+    for agent in agents.iter().chain([&follower]) {
+        agent.wait_live(first);
+    }
+    published.origin.wait_connected(&["web1", "web2"]);
+    write(&published.origin.tree, "index.html", "a canary first");
+    let commit = published.origin.cli("commit", &["--rollout", "canary"]).expect_success();
+    let second: u64 = commit.only_line().parse().expect("a number");
+    wait::until("the canary to have it", || {
+        agents.iter().any(|agent| agent.live_generation() == Some(second)).then_some(())
+    });
+    assert_eq!(published.publish()["released"], first);
+    assert_eq!(follower.live_generation(), Some(first));
+    published.origin.cli("rollout", &["promote"]).expect_success();
+    published.wait_released(second);
+    for agent in agents.iter().chain([&follower]) {
+        agent.wait_live(second);
+    }
 }

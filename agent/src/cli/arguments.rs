@@ -239,7 +239,8 @@ pub(super) struct Join {
 pub(super) struct Run {
     #[command(flatten)]
     pub(super) place: Place,
-    /// Address of the origin [default: the address that this node joined].
+    /// Address of the origin [default: the address that this node joined]. Several, separated by commas, are
+    /// tried in this order: an origin and those on standby for it.
     #[arg(long, env = "SYNCD_ORIGIN", value_name = "HOST:PORT")]
     pub(super) origin: Option<String>,
     /// Published tree to follow in place of the origin, without a join: the URL of `syncd-origin serve

@@ -112,7 +112,7 @@ impl Machine {
             waits_logged: None,
             retried: None,
             shown_drift: None,
-            redial: Backoff::new(Duration::from_millis(200), Duration::from_secs(15)),
+            redial: Backoff::new(Duration::from_millis(200), Duration::from_secs(9)),
             target: None,
             staged: None,
             said_staged: None,

@@ -18,7 +18,7 @@
 //!
 //! | connection | event | then |
 //! | --- | --- | --- |
-//! | down | pause over (200 ms to 15 s, jittered) | dial, send `Hello`: greeting |
+//! | down | pause over (200 ms to 9 s, jittered) | dial, send `Hello`: greeting |
 //! | greeting | `Welcome` of a known version | pin successors of the signing key: up |
 //! | greeting | anything else, or nothing in time | down |
 //! | up | `Announce` | check signature, tree and number; the generation replaces the target |

@@ -177,6 +177,11 @@ impl DataDirectory {
                     answered(done, |()| _ = lines(Reply::Remark { text }))
                 }
             },
+            Request::Promote => {
+                let message =
+                    "no origin stands by in this data directory: start `syncd-origin serve --standby` first";
+                Reply::Error { message: message.into() }
+            }
             Request::Commit { .. }
             | Request::Rollback { .. }
             | Request::Rollout { .. }

@@ -105,6 +105,8 @@ pub enum Request {
     Check,
     /// `publish status`, `publish check` and `publish gc`.
     Publish { action: PublishAction },
+    /// `promote`.
+    Promote,
     /// `key show`.
     Keys,
     /// `key rotate`.

@@ -166,6 +166,9 @@ impl Admin {
             Request::Check => self.check(replies).await,
             Request::Diff { pending: true, .. } => self.pending(replies).await,
             Request::Publish { action } => self.publish(action, replies).await,
+            Request::Promote => {
+                Reply::Error { message: "this is the origin already: it serves agents".into() }
+            }
             request => {
                 let answer =
                     self.on_data(replies, move |directory, lines| directory.answer(request, lines)).await;

@@ -120,6 +120,18 @@ Examples:
   syncd-origin publish check
   syncd-origin publish gc --grace 2h";
 
+const PROMOTE_HELP: &str = "\
+Examples:
+  syncd-origin promote
+
+Stop the origin that served before, or cut it off. Nothing is published until `syncd-origin commit`.";
+
+const RESTORE_HELP: &str = "\
+Examples:
+  syncd-origin restore --from file:///mnt/shared/site
+
+The data directory must hold the keys: `format` and `keys` from a backup.";
+
 const BACKUP_HELP: &str = "\
 Examples:
   syncd-origin backup /mnt/backup/syncd-origin
@@ -367,6 +379,21 @@ pub(super) enum Command {
         #[command(subcommand)]
         action: PublishCommand,
     },
+    /// Make an origin on standby the origin of the tree.
+    #[command(after_help = PROMOTE_HELP)]
+    Promote {
+        #[command(flatten)]
+        data: Data,
+    },
+    /// Make an origin from its keys and what it had published, and print the restored generation.
+    #[command(after_help = RESTORE_HELP)]
+    Restore {
+        #[command(flatten)]
+        data: Data,
+        /// Object store of `serve --publish`.
+        #[arg(long, value_name = "URL")]
+        from: BucketUrl,
+    },
     /// Check or show the configuration of `serve`.
     #[command(after_help = CONFIG_HELP)]
     Config {
@@ -407,6 +434,8 @@ impl Command {
             | Self::Revoke { data, .. }
             | Self::Backup { data, .. }
             | Self::Publish { data, .. }
+            | Self::Promote { data }
+            | Self::Restore { data, .. }
             | Self::Check { data } => data,
         };
         Some(&data.data)
@@ -573,6 +602,13 @@ pub(super) struct Serve {
     /// file:///srv/published. It never delays a commit.
     #[arg(long, env = "SYNCD_PUBLISH", value_name = "URL")]
     pub(super) publish: Option<BucketUrl>,
+    /// Commit through the object store, so that of several origins with the same keys only one can. Commits
+    /// wait for the store, and fail while it is down.
+    #[arg(long, env = "SYNCD_FENCED", requires = "publish")]
+    pub(super) fenced: bool,
+    /// Stand by: follow what another origin with the same keys publishes there, until `syncd-origin promote`.
+    #[arg(long, env = "SYNCD_STANDBY", requires = "publish")]
+    pub(super) standby: bool,
     /// Limit of the bytes per second sent to the object store, as in 10M [default: unlimited].
     #[arg(long, env = "SYNCD_PUBLISH_BWLIMIT", value_name = "RATE", requires = "publish")]
     pub(super) publish_bwlimit: Option<Rate>,

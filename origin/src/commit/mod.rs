@@ -26,6 +26,7 @@ pub mod fuzzing;
 mod job;
 mod observed;
 mod outcome;
+mod promotion;
 mod rollbacks;
 mod scan_base;
 mod schedule;
@@ -48,6 +49,7 @@ pub use changed_times::{ChangedTimes, SomeFiles};
 pub(crate) use changed_times::{is_indistinct, status_warning};
 pub use collection_gate::CollectionGate;
 pub use outcome::{CommitError, CommitOptions, Outcome, Preview};
+pub use promotion::Promotion;
 pub use rollbacks::Hold;
 pub(crate) use rollbacks::Rollbacks;
 pub(crate) use scan_base::forget_damaged;
@@ -106,6 +108,8 @@ pub enum State {
     Waiting,
     /// No origin serves this data directory.
     Stopped,
+    /// Follows what another origin publishes, until it is promoted.
+    Standby,
 }
 
 /// State of the origin, for `status`.

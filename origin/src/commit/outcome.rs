@@ -8,6 +8,7 @@ use syncd_shared::{GenerationNumber, RootEntry, SignedGeneration};
 use crate::fleet::RecordError;
 use crate::fleet::rollout::PolicyError;
 use crate::keys::KeysError;
+use crate::publish::FenceError;
 use crate::scan::ScanError;
 use crate::store::{SealError, StoreError, UnsavedDirectories};
 
@@ -66,6 +67,9 @@ pub enum CommitError {
         /// The last number.
         last: GenerationNumber,
     },
+    /// Another origin may commit, or the object store does not answer.
+    #[error(transparent)]
+    Fence(#[from] FenceError),
     /// The origin is stopping.
     #[error("the origin is stopping; try again when it is back")]
     Stopping,

@@ -21,6 +21,7 @@ use super::collection_gate::CollectionGate;
 use super::distinct::DistinctTimes;
 use super::observed::{self, is_news};
 use super::outcome::{CommitError, CommitOptions, Outcome, Preview};
+use super::promotion::Promotion;
 use super::rollbacks::{Hold, Rollbacks};
 use super::scan_base::{ScanBase, forget_damaged};
 use crate::clock::now_ms;
@@ -29,6 +30,7 @@ use crate::fleet::rollout::record::{ORDER, ROLLOUT, Stored};
 use crate::fleet::rollout::{Plan, Policies};
 use crate::keys::Keys;
 use crate::metrics::metrics;
+use crate::publish::FencedCommits;
 use crate::scan::{ScanError, ScanOptions, Withheld, guard};
 use crate::source::{Snapshot, SnapshotFate, SnapshotJob, TreeSource};
 use crate::store::{CheckReport, Retention, Store, StoreError, Writer};
@@ -69,6 +71,10 @@ pub struct Sealer {
     /// Whether the outcome of a failed seal is unknown. After a disk error it may be durable.
     doubtful: bool,
     rollbacks: Rollbacks,
+    /// Place of the first generation after this origin was promoted or restored.
+    promotion: Option<Promotion>,
+    /// `None` unless `--fenced`.
+    fence: Option<FencedCommits>,
     /// `None` unless `--mtime distinct`.
     distinct: Option<DistinctTimes>,
     /// Files that got a later second in the tree that is about to be sealed.
@@ -94,6 +100,7 @@ impl Sealer {
             parts.store.latest()?.map(|g| parts.keys.verify(&g.record, &g.signature)).transpose()?;
         let observed = observed::load(&parts.store, &parts.keys)?;
         let rollbacks = Rollbacks::load(&parts.store)?;
+        let promotion = Promotion::load(&parts.store)?;
         let distinct = DistinctTimes::load(&parts.store, parts.options.mtime)?;
         let stored = Stored::decode(parts.store.records(ROLLOUT, b"")?, &parts.keys)?;
         let (plan, released) = Self::stored_plan(&stored, current.as_ref());
@@ -106,12 +113,19 @@ impl Sealer {
             current,
             doubtful: false,
             rollbacks,
+            promotion,
+            fence: None,
             distinct,
             retimed: SomeFiles::default(),
             times: ChangedTimes::default(),
             remarks: Vec::new(),
             owes_collection: false,
         })
+    }
+
+    /// Commits through the object store from now on.
+    pub fn with_fence(self, fence: Option<FencedCommits>) -> Self {
+        Self { fence, ..self }
     }
 
     pub fn current(&self) -> Option<&SignedGeneration> {
@@ -145,7 +159,11 @@ impl Sealer {
 
     /// Reason to wait for an operator before anything is published automatically.
     pub fn waits_for_operator(&self) -> Option<String> {
-        let observed = self.observed.as_ref()?;
+        let Some(observed) = self.observed.as_ref() else {
+            let text = "this origin took the place of another one: compare the tree (`syncd-origin diff --pending`). \
+                        Nothing is published until `syncd-origin commit`";
+            return self.is_promoted().then(|| text.to_owned());
+        };
         Some(format!(
             "agents hold a generation {} that this origin does not know: it was restored from an older copy. Nothing is \
              published until `syncd-origin commit` publishes the tree as it is now, numbered past it",
@@ -188,7 +206,13 @@ impl Sealer {
 
     fn publishes_by_itself(&self) -> bool {
         let is_held = self.rollbacks.hold().is_some() && !self.parts.source.is_deliberate();
-        self.observed.is_none() && !is_held
+        self.observed.is_none() && !is_held && !self.is_promoted()
+    }
+
+    /// Whether this origin took the place of another one, and no operator has committed since.
+    fn is_promoted(&self) -> bool {
+        let number = self.current.as_ref().map(SignedGeneration::number);
+        self.promotion.is_some_and(|promotion| number.is_none_or(|number| number <= promotion.number))
     }
 
     /// Brings the store up to the tree.
@@ -495,7 +519,7 @@ impl Sealer {
             // An operator's commit also supersedes unknown generations held by agents.
             Publish::Tree { label, .. } => {
                 let or_its_own = || if label.is_empty() { self.parts.source.label() } else { label.clone() };
-                (differs || self.observed.is_some()).then(or_its_own)
+                (differs || self.observed.is_some() || self.is_promoted()).then(or_its_own)
             }
         }
     }

@@ -21,7 +21,7 @@ pub fn health(now: &Snapshot) -> Health {
     let generation = view.current.as_ref().map(|current| current.number());
     let shown = generation.map_or("no generation yet".to_owned(), |number| format!("generation {number}"));
     match (view.state, generation) {
-        (State::Held | State::Waiting | State::Stopped, _) => {
+        (State::Held | State::Waiting | State::Stopped | State::Standby, _) => {
             let reason = view.reason.as_deref().unwrap_or("not publishing");
             Health { is_well: false, text: format!("{shown}; {reason}{hooks}") }
         }

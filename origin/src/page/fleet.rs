@@ -149,6 +149,7 @@ pub fn state_word(state: State) -> &'static str {
         State::Held => "held",
         State::Waiting => "waiting",
         State::Stopped => "stopped",
+        State::Standby => "standby",
     }
 }
 

@@ -10,10 +10,16 @@
 
 mod contents;
 mod error;
+mod fenced;
+mod import;
 mod journal;
 mod keeper;
+mod probe;
 mod requests;
 mod share;
+mod take_over;
+#[cfg(test)]
+mod tests;
 mod updates;
 mod upload;
 
@@ -34,9 +40,11 @@ use crate::keys::Keys;
 use crate::plan::Planner;
 use crate::store::Store;
 pub use error::PublishError;
+pub use fenced::{FenceError, FencedCommits};
 use journal::Journal;
 use keeper::Keeper;
 pub use requests::{PublishAction, PublishRequests};
+pub use take_over::{Successor, TakeOverError, restore};
 use upload::Upload;
 
 /// Pauses between attempts.
@@ -50,6 +58,8 @@ const ORDERS: usize = 4;
 pub struct PublishOptions {
     /// `--publish`.
     pub url: BucketUrl,
+    /// `--fenced`.
+    pub fenced: bool,
     /// `--publish-bwlimit`.
     pub bwlimit: Option<Rate>,
 }

@@ -75,8 +75,9 @@ impl Upload {
             open.check_epoch(&head, current)?;
         }
         let listed = match open.release(current.number())? {
-            Some(release) => Some(release),
-            None => head.map(|head| open.release(head.number)).transpose()?.flatten(),
+            // One that was only committed lists nothing yet.
+            Some(release) if !release.packs.is_empty() => Some(release),
+            _ => head.map(|head| open.release(head.number)).transpose()?.flatten(),
         };
         let listed = listed.map(|release| release.packs).unwrap_or_default();
         // A tree is whole in the packs of a generation, unless some of them are left out.
@@ -163,15 +164,15 @@ impl Upload {
         match there {
             Some(there) => {
                 check_same(&there, generation)?;
-                if self.is_lost(&there) {
-                    let release = self.put_content(generation, updates)?;
+                if there.packs.is_empty() || self.is_lost(&there) {
+                    let release = self.put_content(generation, updates, there.nonce)?;
                     let name = published::generation_name(generation.number());
                     self.parts.bucket.put(&name, release.encode().into())?;
                     self.listed()?;
                 }
             }
             None => {
-                let release = self.put_content(generation, updates)?;
+                let release = self.put_content(generation, updates, self.nonce)?;
                 self.create(generation, &release)?;
                 self.listed()?;
             }
@@ -190,6 +191,7 @@ impl Upload {
         &mut self,
         generation: &SignedGeneration,
         updates: Vec<UpdateFile>,
+        nonce: Nonce,
     ) -> Result<Release, PublishError> {
         let salt = self.garbage()?.map(|_| random()).transpose()?;
         let Self { parts, limit, present, packs, unlisted, journal, .. } = self;
@@ -216,7 +218,7 @@ impl Upload {
         if let Some(name) = names.into_iter().find(|name| garbage.names.contains(name)) {
             return Err(PublishError::Garbage { name });
         }
-        Ok(Release::new(generation, self.nonce, self.packs.clone(), listed))
+        Ok(Release::new(generation, nonce, self.packs.clone(), listed))
     }
 
     /// A generation lists everything that was put.

@@ -36,6 +36,12 @@ pub enum StartError {
         #[source]
         source: std::io::Error,
     },
+    /// Fencing is asked for and not possible.
+    #[error(transparent)]
+    Fence(#[from] crate::publish::FenceError),
+    /// Following the origin that this one stands by for failed.
+    #[error(transparent)]
+    TakeOver(#[from] crate::publish::TakeOverError),
     /// Starting the watch failed.
     #[error(transparent)]
     Watch(#[from] WatchError),

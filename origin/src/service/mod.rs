@@ -4,6 +4,7 @@
 mod error;
 mod options;
 mod sockets;
+mod standby;
 mod upkeep;
 
 use std::net::SocketAddr;
@@ -29,8 +30,8 @@ use crate::keys::{Keys, KeysError};
 use crate::overlap;
 pub use crate::overlap::OverlapError;
 use crate::plan::{PlanBudget, Planner};
-pub use crate::publish::PublishOptions;
-use crate::publish::Publisher;
+use crate::publish::{FencedCommits, Publisher};
+pub use crate::publish::{PublishOptions, restore};
 pub use crate::purge::PurgeOptions;
 use crate::purge::Purger;
 pub use crate::scan::{MtimePolicy, SymlinkPolicy};
@@ -43,6 +44,7 @@ use crate::watch::Watch;
 pub use error::StartError;
 pub use options::ServeOptions;
 use sockets::Sockets;
+pub use standby::{StoodBy, stand_by};
 
 /// Time that a stop waits for running tasks.
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
@@ -159,6 +161,7 @@ impl Origin {
             gate: gate.clone(),
             cancel: shutdown.clone(),
         })?;
+        let sealer = sealer.with_fence(self.fence()?);
         if let Some(current) = sealer.current() {
             fleet.publish(current.clone(), sealer.current_plan().clone());
         }
@@ -169,6 +172,12 @@ impl Origin {
             }
         });
         Ok(Core { planner, fleet, watch, new_directories, gate, committer })
+    }
+
+    fn fence(&self) -> Result<Option<FencedCommits>, StartError> {
+        let publish = self.options.publish.as_ref().filter(|publish| publish.fenced);
+        let fence = publish.map(|publish| FencedCommits::open(&publish.url, &self.store, self.keys.clone()));
+        Ok(fence.transpose()?)
     }
 
     /// The source of trees, and what watches a directory for it.

@@ -41,7 +41,7 @@ impl Sockets {
     }
 }
 
-fn bind_admin(options: &ServeOptions) -> Result<LocalListener, StartError> {
+pub(super) fn bind_admin(options: &ServeOptions) -> Result<LocalListener, StartError> {
     let group = options.admin_group.map(Gid::from_raw);
     let source = |source| StartError::AdminGroup { path: options.data.clone(), source };
     match group {

@@ -69,6 +69,13 @@ impl BucketError {
     }
 }
 
+impl BucketError {
+    /// A call whose outcome is not known.
+    pub fn unanswered(doing: &'static str, name: &str) -> Self {
+        Self::new(doing, name, std::io::Error::from(std::io::ErrorKind::TimedOut))
+    }
+}
+
 /// The URL names no object store that this version knows.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BucketUrlError {

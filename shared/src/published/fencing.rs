@@ -2,14 +2,15 @@
 //!
 //! In fenced mode a commit is the creation of `gen/NUMBER`, which the store grants to one writer. An answer
 //! may be lost although the object was created, and a request may take effect long after its writer gave it
-//! up. Hence each running origin draws a nonce, and writes the same bytes until their fate is known. After
-//! every answer but success it reads the object back:
+//! up. Hence each running origin draws a nonce. After every answer but success it reads the object back, and
+//! compares it with the bytes that it offers, because earlier bytes of its own may have come late:
 //!
 //! | found | means | then |
 //! | --- | --- | --- |
-//! | nothing | the request was lost, or comes late | write the same bytes again |
-//! | own nonce | the request has taken effect | committed |
-//! | a nonce of this origin before its last start | a late request of before a crash | adopt it, then the next number |
+//! | nothing | the request was lost, or comes late | write again, the same bytes or others |
+//! | own nonce, the bytes that are offered | the request has taken effect | committed |
+//! | own nonce, other bytes | a late request that was given up | skip the number |
+//! | a nonce of this origin before its last start | a late request of before a crash | skip the number |
 //! | lower epoch | a late request of a deposed origin | skip the number |
 //! | higher epoch | another origin was promoted | deposed: hold |
 //! | own epoch, foreign nonce | two origins run from one backup | copied: hold |
@@ -40,12 +41,10 @@ pub struct Author {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     Committed,
-    /// Its fate is open: the same bytes must be written again.
+    /// Its fate is open: the number must be written again, with the same bytes or with others.
     Retry,
-    /// The number is taken by an earlier request of this origin, whose generation counts. The offered
-    /// generation gets the next number.
-    Adopted,
-    /// The number is taken by a deposed origin. The offered generation gets the next number.
+    /// The number is taken by a deposed origin, or by an earlier request of this one. The offered generation
+    /// gets the next number.
     Skipped,
     Held(Reason),
 }
@@ -69,14 +68,13 @@ pub struct Fence {
     next: u64,
     /// Added to the number after the next commit: not 1 only for the first commit after a promotion.
     step: u64,
-    is_offered: bool,
     held: Option<Reason>,
 }
 
 impl Fence {
     /// The right of an origin that starts. `last` is the last generation that it has.
     pub fn started(own: Author, earlier: Vec<Nonce>, last: u64) -> Self {
-        Self { own, earlier, next: last.saturating_add(1), step: 1, is_offered: false, held: None }
+        Self { own, earlier, next: last.saturating_add(1), step: 1, held: None }
     }
 
     /// The right of an origin that is promoted: its epoch is higher than any before. `last` is the last
@@ -93,21 +91,19 @@ impl Fence {
         self.held
     }
 
-    /// The number under which the next generation is to be created. Until a verdict other than
-    /// [`Verdict::Retry`], only the same bytes may be written there.
-    pub fn offer(&mut self) -> Result<u64, Reason> {
+    /// The number under which the next generation is to be created.
+    pub fn offer(&self) -> Result<u64, Reason> {
         match self.held {
             Some(reason) => Err(reason),
-            None => {
-                self.is_offered = true;
-                Ok(self.next)
-            }
+            None => Ok(self.next),
         }
     }
 
-    /// Whether bytes were offered whose fate is open.
-    pub fn is_offered(&self) -> bool {
-        self.is_offered
+    /// Leaves out numbers below this one, unless the next one has to depose another origin.
+    pub fn at_least(&mut self, number: u64) {
+        if self.step == 1 {
+            self.next = self.next.max(number);
+        }
     }
 
     /// The store answers that the object was created.
@@ -115,14 +111,16 @@ impl Fence {
         self.decide(Verdict::Committed)
     }
 
-    /// After any other answer, or none: the author of the object that was read back.
-    pub fn found(&mut self, author: Option<Author>) -> Verdict {
+    /// After any other answer, or none: the author of the object that was read back, and whether it has the
+    /// bytes that were offered.
+    pub fn found(&mut self, author: Option<Author>, is_same: bool) -> Verdict {
         let verdict = match author {
             None => Verdict::Retry,
-            Some(author) if author == self.own => Verdict::Committed,
+            Some(author) if author == self.own && is_same => Verdict::Committed,
+            Some(author) if author == self.own => Verdict::Skipped,
             Some(Author { epoch, .. }) if epoch > self.own.epoch => Verdict::Held(Reason::Deposed { epoch }),
             Some(Author { epoch, .. }) if epoch < self.own.epoch => Verdict::Skipped,
-            Some(Author { nonce, .. }) if self.earlier.contains(&nonce) => Verdict::Adopted,
+            Some(Author { nonce, .. }) if self.earlier.contains(&nonce) => Verdict::Skipped,
             Some(_) => Verdict::Held(Reason::Copied),
         };
         self.decide(verdict)
@@ -130,15 +128,14 @@ impl Fence {
 
     fn decide(&mut self, verdict: Verdict) -> Verdict {
         match verdict {
-            Verdict::Retry => return verdict,
+            Verdict::Retry => {}
             Verdict::Committed => {
                 self.next = self.next.saturating_add(self.step);
                 self.step = 1;
             }
-            Verdict::Adopted | Verdict::Skipped => self.next = self.next.saturating_add(1),
+            Verdict::Skipped => self.next = self.next.saturating_add(1),
             Verdict::Held(reason) => self.held = Some(reason),
         }
-        self.is_offered = false;
         verdict
     }
 }

@@ -17,12 +17,14 @@ impl Sealer {
     }
 
     /// Seals the current tree again if a superseded key has signed it, because agents that know the newest
-    /// trust document take nothing new from that one. Costs no tree and no content. If agents hold a
+    /// trust document take nothing new from that one; or if this origin takes the place of another one, whose
+    /// epoch ends with it. Costs no tree and no content. If agents hold a
     /// generation that this origin does not know, its operator's next commit does it.
     pub(super) fn sign_again(&mut self) -> Result<Outcome, CommitError> {
         let Some(current) = &self.current else { return Ok(Outcome::Scanned) };
         let newest = self.parts.keys.verify_newest(current.record(), current.signature());
-        if newest.is_ok() || self.observed.is_some() {
+        let takes_over = self.promotion.is_some_and(|promotion| promotion.epoch > current.epoch());
+        if (newest.is_ok() && !takes_over) || self.observed.is_some() {
             return Ok(Outcome::Scanned);
         }
         let label = current.generation().label.clone();
@@ -32,7 +34,7 @@ impl Sealer {
         self.seal(self.parts.store.writer()?, self.base.clone(), generation, (Some(rollbacks), plan))
     }
 
-    /// The next generation, signed under the newest trust document.
+    /// The next generation, committed where commits are fenced, and signed under the newest trust document.
     pub(super) fn next_generation(
         &self,
         root: RootEntry,
@@ -48,6 +50,12 @@ impl Sealer {
         let epoch = epoch.map_or(document.epochs.first, |epoch| epoch.max(document.epochs.first));
         let number = last.map_or(Some(document.numbers.first), GenerationNumber::next);
         let number = number.map(|number| number.max(document.numbers.first));
+        let (epoch, number) = match self.promotion {
+            Some(promotion) => {
+                (epoch.max(promotion.epoch), number.map(|number| number.max(promotion.number)))
+            }
+            None => (epoch, number),
+        };
         let number = number.filter(|number| document.check_place(epoch, *number).is_ok());
         let last = last.unwrap_or(GenerationNumber::FIRST);
         let generation = Generation {
@@ -60,6 +68,10 @@ impl Sealer {
             created_ms: now_ms(),
             label,
         };
-        Ok(keys.sign(generation))
+        let generation = keys.sign(generation);
+        match &self.fence {
+            Some(fence) => Ok(fence.commit(generation, self.current.as_ref(), self.promotion)?),
+            None => Ok(generation),
+        }
     }
 }

@@ -39,6 +39,7 @@ struct World {
     contents: Content,
     lost_left: u8,
     crashes_left: u8,
+    given_up_left: u8,
     nonces: u8,
     /// A deposed origin has created a generation.
     overtaken: bool,
@@ -55,9 +56,9 @@ enum Second {
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Bug {
     None,
-    /// A lost answer counts as a failure, and the next content gets the number.
-    OffersOther,
-    /// A foreign nonce counts as the own.
+    /// Another content gets the number of one that was given up, and is not compared with what is there.
+    NotCompared,
+    /// A foreign nonce counts as the own, and nothing is compared.
     NoNonce,
     /// A promoted origin writes the number after the jump first, so nothing deposes the other one.
     NoClaim,
@@ -80,6 +81,7 @@ impl World {
             contents: 0,
             lost_left: 2,
             crashes_left: 1,
+            given_up_left: 1,
             nonces: 1,
             overtaken: false,
         }
@@ -103,19 +105,19 @@ impl World {
         nonce(self.nonces)
     }
 
-    fn decided(&mut self, which: usize, number: u64, verdict: Verdict, bug: Bug) {
+    fn decided(&mut self, which: usize, number: u64, verdict: Verdict) {
         let cell = self.cell(number);
         let origin = self.origins[which].as_mut().unwrap();
         origin.must_read = false;
         match verdict {
-            Verdict::Retry if bug == Bug::OffersOther => origin.content = None,
             Verdict::Retry => {}
             Verdict::Committed => {
-                let content = origin.content.take().unwrap();
+                // Without a bug, a content is offered.
+                let content = origin.content.take().unwrap_or(CONTENTS + 1);
                 origin.last = Some((origin.fence.author().epoch, number, content));
                 self.acknowledged.insert((number, content));
             }
-            Verdict::Adopted | Verdict::Skipped => {
+            Verdict::Skipped => {
                 // The generation there is in the log like any other.
                 let (author, content) = cell.unwrap();
                 origin.last = Some((author.epoch, number, content));
@@ -154,6 +156,13 @@ impl World {
             crashed.origins[which] = Some(restarted(origin, drawn));
             out.push(crashed);
         }
+        if origin.content.is_some() && self.given_up_left > 0 {
+            // The content is given up. Its request may still take effect.
+            let mut given_up = self.clone();
+            given_up.given_up_left -= 1;
+            given_up.origins[which].as_mut().unwrap().content = None;
+            out.push(given_up);
+        }
         if origin.must_read {
             let mut read = self.clone();
             let fence = &mut read.origins[which].as_mut().unwrap().fence;
@@ -162,8 +171,9 @@ impl World {
             if bug == Bug::NoNonce && author.is_some_and(|a| a.epoch == fence.author().epoch) {
                 author = Some(fence.author());
             }
-            let verdict = fence.found(author);
-            read.decided(which, number, verdict, bug);
+            let is_same = self.cell(number).map(|(_, content)| content) == origin.content;
+            let verdict = fence.found(author, is_same || matches!(bug, Bug::NotCompared | Bug::NoNonce));
+            read.decided(which, number, verdict);
             out.push(read);
         } else if origin.fence.held().is_none() {
             self.requests(which, out);
@@ -186,7 +196,7 @@ impl World {
         let mut answered = sent.clone();
         if answered.create(number, cell) {
             let verdict = answered.origins[which].as_mut().unwrap().fence.created();
-            answered.decided(which, number, verdict, Bug::None);
+            answered.decided(which, number, verdict);
         } else {
             answered.origins[which].as_mut().unwrap().must_read = true;
         }
@@ -301,7 +311,7 @@ fn no_order_of_events_forks_the_log_of_two_origins_from_one_backup() {
 #[test]
 fn the_walk_notices_planted_bugs() {
     for (second, bug) in
-        [(Second::Promoted, Bug::OffersOther), (Second::Copy, Bug::NoNonce), (Second::Promoted, Bug::NoClaim)]
+        [(Second::Promoted, Bug::NotCompared), (Second::Copy, Bug::NoNonce), (Second::Promoted, Bug::NoClaim)]
     {
         assert!(explore(second, bug).is_err(), "{second:?}, {bug:?}");
     }
@@ -311,11 +321,11 @@ fn the_walk_notices_planted_bugs() {
 fn a_promoted_origin_claims_the_next_number_and_then_jumps() {
     let mut fence = Fence::promoted(Author { epoch: 2, nonce: nonce(9) }, 7, PROMOTION_JUMP);
     assert_eq!(fence.offer(), Ok(8));
-    assert_eq!(fence.found(Some(Author { epoch: 1, nonce: nonce(1) })), Verdict::Skipped);
+    assert_eq!(fence.found(Some(Author { epoch: 1, nonce: nonce(1) }), false), Verdict::Skipped);
     assert_eq!(fence.offer(), Ok(9));
     assert_eq!(fence.created(), Verdict::Committed);
     assert_eq!(fence.offer(), Ok(9 + PROMOTION_JUMP));
-    let deposed = fence.found(Some(Author { epoch: 3, nonce: nonce(2) }));
+    let deposed = fence.found(Some(Author { epoch: 3, nonce: nonce(2) }), false);
     assert_eq!(deposed, Verdict::Held(Reason::Deposed { epoch: 3 }));
     assert_eq!(fence.offer(), Err(Reason::Deposed { epoch: 3 }));
 }

@@ -1,0 +1,185 @@
+//! An origin on standby: follows what another one publishes, until it is promoted.
+//!
+//! It listens for operators only. Agents that try its address are refused, and go on trying.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use syncd_runtime::local_socket::LocalConnection;
+use syncd_shared::GenerationNumber;
+use syncd_shared::limits::REASON_MAX_BYTES;
+use syncd_shared::text::{error_chain, one_line};
+use tokio::task::{JoinError, JoinHandle};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::sockets::bind_admin;
+use super::{ServeOptions, StartError};
+use crate::admin::offline::DataDirectory;
+use crate::admin::protocol::{Reply, Request};
+use crate::admin::status::PublishStatus;
+use crate::commit::{CollectionGate, State};
+use crate::publish::{Successor, TakeOverError};
+
+/// Time between two looks at the published tree.
+const LOOK: Duration = Duration::from_secs(2);
+/// Time within which a client sends its request.
+const REQUEST: Duration = Duration::from_secs(2);
+
+/// How standing by ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StoodBy {
+    /// This is the origin of the tree now, and is to be started.
+    Promoted,
+    Stopped,
+}
+
+/// Stands by until `stop`, or until an operator promotes this origin. Returns at once if that was before this
+/// start. `options` have [`ServeOptions::publish`].
+pub async fn stand_by(
+    options: &ServeOptions,
+    ready: impl FnOnce(),
+    stop: impl Future<Output = ()>,
+) -> Result<StoodBy, StartError> {
+    let Some(publish) = options.publish.clone() else { return Ok(StoodBy::Promoted) };
+    let data = options.data.clone();
+    let opened = tokio::task::spawn_blocking(move || {
+        let successor = Successor::open(&data, &publish.url)?;
+        let is_promoted = successor.is_promoted()?;
+        Ok::<_, TakeOverError>((successor, is_promoted, publish.url.to_string()))
+    });
+    let (successor, is_promoted, url) = opened.await.map_err(|_| StartError::Interrupted)??;
+    if is_promoted {
+        return Ok(StoodBy::Promoted);
+    }
+    let admin = bind_admin(options)?;
+    tracing::info!(url, "standing by: `syncd-origin promote` makes this the origin");
+    ready();
+    let mut standby =
+        Standby { successor: Arc::new(successor), url, error: None, look: None, next: Instant::now() };
+    let mut promoting = Vec::new();
+    tokio::pin!(stop);
+    loop {
+        let may_promote = standby.look.is_none() && !promoting.is_empty();
+        if may_promote && standby.promote(std::mem::take(&mut promoting)).await {
+            return Ok(StoodBy::Promoted);
+        }
+        tokio::select! {
+            () = &mut stop => return Ok(StoodBy::Stopped),
+            client = admin.accept() => if let Ok(client) = client {
+                promoting.extend(standby.answer(client).await);
+            },
+            looked = ended(&mut standby.look) => standby.looked(looked),
+            () = sleep_until(standby.next), if standby.look.is_none() => standby.start(),
+        }
+    }
+}
+
+type Look = JoinHandle<Result<Option<GenerationNumber>, TakeOverError>>;
+
+/// The result of the look that goes on. Cancel safe.
+async fn ended(look: &mut Option<Look>) -> Result<<Look as Future>::Output, JoinError> {
+    match look {
+        Some(look) => Ok(look.await),
+        None => std::future::pending().await,
+    }
+}
+
+struct Standby {
+    successor: Arc<Successor>,
+    url: String,
+    /// Why the last look failed.
+    error: Option<String>,
+    look: Option<Look>,
+    /// When to look next.
+    next: Instant,
+}
+
+impl Standby {
+    fn start(&mut self) {
+        let successor = self.successor.clone();
+        self.look = Some(tokio::task::spawn_blocking(move || successor.follow()));
+    }
+
+    fn looked(&mut self, looked: Result<<Look as Future>::Output, JoinError>) {
+        (self.look, self.next) = (None, Instant::now() + LOOK);
+        let error = match looked.and_then(|looked| looked) {
+            Ok(Ok(number)) => {
+                if let Some(generation) = number {
+                    tracing::info!(%generation, "taken from the published tree");
+                }
+                None
+            }
+            Ok(Err(error)) => Some(one_line(&error_chain(&error), REASON_MAX_BYTES)),
+            Err(error) => Some(error.to_string()),
+        };
+        if let Some(error) = error.as_ref().filter(|error| self.error.as_ref() != Some(error)) {
+            tracing::warn!(error, "the published tree is not followed; it is retried");
+        }
+        self.error = error;
+    }
+
+    /// Answers one request. Returns the client if it asks for promotion.
+    async fn answer(&self, mut client: LocalConnection) -> Option<LocalConnection> {
+        let request = timeout(REQUEST, client.request()).await.ok()?;
+        let lines = match request {
+            Ok(Request::Promote) => return Some(client),
+            Ok(Request::Status) => self.status().await,
+            Ok(_) => vec![Reply::Error {
+                message: "this origin is on standby: `syncd-origin promote` makes it the origin".into(),
+            }],
+            Err(error) => vec![Reply::Error { message: error_chain(&error) }],
+        };
+        for line in lines {
+            // The client may be gone.
+            let _ = client.respond(&line).await;
+        }
+        None
+    }
+
+    async fn status(&self) -> Vec<Reply> {
+        let (keys, store) = (self.successor.keys().clone(), self.successor.store().clone());
+        let mut lines = Vec::new();
+        let answered = tokio::task::spawn_blocking(move || {
+            let directory = DataDirectory::new(store, keys, CollectionGate::default(), None);
+            let end = directory.answer(Request::Status, &mut |line| {
+                lines.push(line);
+                true
+            });
+            lines.push(end);
+            lines
+        });
+        let mut lines = answered.await.unwrap_or_default();
+        for line in &mut lines {
+            if let Reply::Status(status) = line {
+                status.state = State::Standby;
+                let (url, released, error) = (self.url.clone(), status.generation, self.error.clone());
+                status.publish = Some(PublishStatus { url, released, error });
+            }
+        }
+        lines
+    }
+
+    /// Promotes this origin, and answers those who asked for it. Returns whether it was.
+    async fn promote(&self, clients: Vec<LocalConnection>) -> bool {
+        let successor = self.successor.clone();
+        let promoted = tokio::task::spawn_blocking(move || successor.promote()).await;
+        let (lines, is_promoted) = match promoted {
+            Ok(Ok(promotion)) => {
+                tracing::info!(epoch = promotion.epoch, number = %promotion.number, "promoted");
+                let text = format!(
+                    "this is the origin now, with epoch {} and generations from {} on; it starts to serve",
+                    promotion.epoch, promotion.number
+                );
+                (vec![Reply::Remark { text }, Reply::Done { code: 0 }], true)
+            }
+            Ok(Err(error)) => (vec![Reply::Error { message: error_chain(&error) }], false),
+            Err(error) => (vec![Reply::Error { message: error.to_string() }], false),
+        };
+        for mut client in clients {
+            for line in &lines {
+                let _ = client.respond(line).await;
+            }
+        }
+        is_promoted
+    }
+}
