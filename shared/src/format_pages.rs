@@ -50,6 +50,7 @@ pub fn check(page: &str, name: &str, bytes: &[u8], fields: &[(usize, &str)]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::collected::CollectedName;
     use crate::directory::{Builder, Built, Page, Timestamp};
     use crate::ed25519::SigningKey;
     use crate::head::{HEAD_BYTES, Head};
@@ -86,7 +87,7 @@ mod tests {
     }
 
     fn generation() -> SignedGeneration {
-        let totals = Totals { entries: 3, files: 1, bytes: 5 };
+        let totals = Totals { entries: 4, files: 1, bytes: 5 };
         let root = RootEntry { object: directory().hash(), metadata: metadata(0o755), totals };
         Generation {
             tree_id: TREE,
@@ -107,6 +108,7 @@ mod tests {
             entry("a", 0o755, Kind::Directory { object: empty, totals: Totals::default() }),
             entry("b.txt", 0o644, Kind::File { content: ContentHash::of(b"hello"), size: 5 }),
             entry("c", 0o777, Kind::Symlink { target: b"b.txt"[..].into() }),
+            entry("d", 0o755, Kind::Collected { name: CollectedName::new(b"up").unwrap() }),
         ])
         .unwrap()
     }
@@ -200,6 +202,10 @@ mod tests {
             (1, "kind: symlink"),
             (22, "mode 0777, uid, gid, mtime"),
             (7, "length, target b.txt"),
+            (2, "name d"),
+            (1, "kind: collected directory"),
+            (22, "mode 0755, uid, gid, mtime"),
+            (3, "length, name up"),
         ];
         check(page, "entries", bytes, &fields);
         check(page, "object-hash", small.root.as_bytes(), &[(32, "object hash")]);
