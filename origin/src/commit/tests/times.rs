@@ -16,14 +16,20 @@ impl Site {
         Self { mtime: MtimePolicy::Distinct, ..Self::new(0) }
     }
 
-    /// A file of this content and time. No scan sees it with another time.
+    /// A file of this content and time. No scan sees it with another time. If it replaces one, its directory
+    /// keeps its time, as after a change in place.
     fn dated(&self, name: &str, content: &str, second: i64) {
         let (path, new) = (self.tree().join(name), self.directory.path().join("new"));
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let directory = path.parent().unwrap();
+        fs::create_dir_all(directory).unwrap();
+        let before = path.exists().then(|| directory.metadata().unwrap().modified().unwrap());
         fs::write(&new, content).unwrap();
         let time = std::time::UNIX_EPOCH + Duration::from_secs(second.unsigned_abs());
         fs::File::options().write(true).open(&new).unwrap().set_modified(time).unwrap();
         fs::rename(&new, &path).unwrap();
+        if let Some(before) = before {
+            fs::File::open(directory).unwrap().set_modified(before).unwrap();
+        }
     }
 }
 
