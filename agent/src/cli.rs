@@ -19,7 +19,7 @@ use syncd_runtime::local_socket;
 use syncd_runtime::output::note;
 use syncd_runtime::signals::Signals;
 use syncd_runtime::version::version;
-use syncd_runtime::{act_as, config_file, manual, output, supervisor};
+use syncd_runtime::{act_as, config_file, manual, output, supervisor, telemetry};
 use syncd_shared::identity::{JoinToken, RootFingerprint};
 use syncd_shared::text::{counted, error_chain};
 
@@ -141,6 +141,7 @@ fn read_token(join: &Join) -> anyhow::Result<JoinToken> {
 }
 
 async fn run_until_signal(run: Run) -> anyhow::Result<ExitCode> {
+    telemetry::set_format(run.log_format);
     let options = run.options()?;
     let mut signals = Signals::listen()?;
     let mut agent = service::start(options).await?;

@@ -6,6 +6,7 @@ mod configuration;
 mod key;
 mod passphrase;
 mod printer;
+mod watch;
 
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
@@ -19,7 +20,7 @@ use syncd_runtime::config_file;
 use syncd_runtime::local_socket::{self, LocalSocketError};
 use syncd_runtime::output::{self, note};
 use syncd_runtime::signals::Signals;
-use syncd_runtime::{act_as, manual, supervisor};
+use syncd_runtime::{act_as, manual, supervisor, telemetry};
 use syncd_shared::byte_size::ByteSize;
 
 use crate::admin;
@@ -79,22 +80,26 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             let request = Request::Commit { label, allow_mass_deletion, rescan, rollout, now, wait };
             ask(&data.data, request, Print::of(&json)).await
         }
+        Command::Status { data, json, watch: true, .. } if !json.json && std::io::stdout().is_terminal() => {
+            watch::watch(&data.data).await
+        }
+        // In a pipe or file the statuses follow each other.
         Command::Status { data, json, watch, check } => loop {
-            // A terminal is redrawn; in a pipe or file the statuses follow each other.
-            if watch && !json.json && std::io::stdout().is_terminal() {
-                output::line("\x1b[2J\x1b[H")?;
-            }
             let print = Print { check, ..Print::of(&json) };
             let code = ask(&data.data, Request::Status, print).await?;
             if !watch {
                 return Ok(code);
             }
-            if !json.json && !std::io::stdout().is_terminal() {
+            if !json.json {
                 output::line("")?;
             }
             tokio::time::sleep(Duration::from_secs(1)).await;
         },
         Command::History { data, json } => ask(&data.data, Request::History, Print::of(&json)).await,
+        Command::Events { data, follow, json } => {
+            ask(&data.data, Request::Events { follow }, Print::of(&json)).await
+        }
+        Command::Audit { data, json } => ask(&data.data, Request::Audit, Print::of(&json)).await,
         Command::Diff { data, from, to, pending, stat, json } => {
             let print = Print { stat, ..Print::of(&json) };
             ask(&data.data, Request::Diff { from, to, pending }, print).await
@@ -293,6 +298,7 @@ async fn serve_until_signal(serve: Serve) -> anyhow::Result<ExitCode> {
         purge: serve.purge.map(|command| PurgeOptions { command, sites: serve.purge_site }),
         admin_group: serve.admin_group,
     };
+    telemetry::set_format(serve.log_format);
     // Before anything is opened, so that from here on a SIGTERM shuts down in order.
     let mut signals = Signals::listen()?;
     let mut ready = None;
@@ -330,7 +336,7 @@ async fn answers(data: &Path, request: Request) -> anyhow::Result<Vec<Reply>> {
             bail!("the origin stopped before it had answered")
         }
         Err(LocalSocketError::NotServed { .. }) => {
-            match DataDirectory::open(data)?.answer(request, &mut |line| {
+            match DataDirectory::open(data)?.answer_recorded(request, &mut |line| {
                 lines.push(line);
                 true
             }) {
@@ -359,7 +365,7 @@ async fn ask(data: &Path, request: Request, print: Print) -> anyhow::Result<Exit
             tokio::task::spawn_blocking(move || {
                 let directory = DataDirectory::open(&data)?;
                 let mut failed = None;
-                let last = directory.answer(request, &mut |line| match printer.take(line) {
+                let last = directory.answer_recorded(request, &mut |line| match printer.take(line) {
                     Ok(_) => true,
                     Err(error) => {
                         failed = Some(error);

@@ -281,6 +281,11 @@ impl Keys {
         Ok(Self { data: data.to_owned(), tree_id, tls, in_force, newest, shown, changing })
     }
 
+    /// The data directory.
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
     pub fn tree_id(&self) -> TreeId {
         self.tree_id
     }

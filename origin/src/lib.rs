@@ -10,11 +10,14 @@
 //! [`service`] assembles these parts. [`fleet`] tracks the agents. [`admin`] and [`cli`] answer operators,
 //! [`http`] answers monitors, [`page`] people.
 
+mod audit;
 mod backup;
 pub mod cli;
 mod clock;
+mod events;
 mod http;
 mod line_budget;
+mod line_log;
 mod listener;
 mod metrics;
 #[cfg(test)]

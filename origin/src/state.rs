@@ -6,6 +6,7 @@ use std::sync::Arc;
 use syncd_shared::limits::REASON_MAX_BYTES;
 use syncd_shared::text::one_line;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::commit::{OriginView, State};
 use crate::fleet::FleetView;
@@ -62,6 +63,18 @@ pub struct Snapshot {
 }
 
 impl OriginState {
+    /// Waits for a change of the tree's state, of the fleet or of the rollout. False once the origin stops.
+    /// Cancel safe.
+    pub async fn changed(&mut self, shutdown: &CancellationToken) -> bool {
+        tokio::select! {
+            () = shutdown.cancelled() => false,
+            changed = self.committer.changed() => changed.is_ok(),
+            changed = self.fleet.changed() => changed.is_ok(),
+            changed = self.rollout.changed() => changed.is_ok(),
+        }
+    }
+
+    /// The state now.
     pub fn snapshot(&self) -> Snapshot {
         let polled = self.watch.as_ref().map(|watch| watch.polled()).unwrap_or_default();
         Snapshot {

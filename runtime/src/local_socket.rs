@@ -8,6 +8,7 @@
 //! Callers must hold the lock of their data directory or root before they bind. An existing socket file then
 //! belongs to a dead process and is replaced. A crash leaves the file behind.
 
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::marker::PhantomData;
@@ -18,8 +19,8 @@ use std::time::Duration;
 
 use rustix::fs::{Gid, Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 
@@ -152,6 +153,42 @@ impl Drop for LocalListener {
     }
 }
 
+/// The process at the other end of a connection, as the kernel reports it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peer {
+    pub uid: u32,
+    /// User who logged in, whatever `sudo` made of it since; `None` without a login.
+    pub login: Option<u32>,
+    pub pid: Option<i32>,
+}
+
+impl Peer {
+    /// This process. Blocks.
+    pub fn this_process() -> Self {
+        let pid = rustix::process::getpid().as_raw_pid();
+        Self { uid: rustix::process::geteuid().as_raw(), login: login(pid), pid: Some(pid) }
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "uid {}", self.uid)?;
+        if let Some(login) = self.login {
+            write!(f, ", login {login}")?;
+        }
+        if let Some(pid) = self.pid {
+            write!(f, ", pid {pid}")?;
+        }
+        Ok(())
+    }
+}
+
+/// The user who logged in, as the kernel's audit keeps it for a process.
+fn login(pid: i32) -> Option<u32> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/loginuid")).ok()?;
+    text.trim().parse().ok().filter(|&user| user != u32::MAX)
+}
+
 /// The server's side of a connection.
 #[derive(Debug)]
 pub struct LocalConnection {
@@ -165,6 +202,13 @@ impl LocalConnection {
             .await
             .map_err(|_| LocalSocketError::Timeout)??
             .ok_or(LocalSocketError::Closed)
+    }
+
+    /// The client. It may have passed the connection on.
+    pub fn peer(&self) -> io::Result<Peer> {
+        let credentials = self.stream.get_ref().peer_cred()?;
+        let pid = credentials.pid();
+        Ok(Peer { uid: credentials.uid(), login: pid.and_then(login), pid })
     }
 
     /// Writes one of any number of answers. Not cancel safe.
@@ -339,6 +383,7 @@ mod tests {
         let responses = request::<u32, u32>(&path, &1).await.unwrap();
         let mut client = listener.accept().await.unwrap();
         client.request::<u32>().await.unwrap();
+        assert_eq!(client.peer().unwrap(), Peer::this_process());
         let early = tokio::time::timeout(Duration::from_millis(50), client.closed()).await;
         assert!(early.is_err(), "the client is still there");
         drop(responses);

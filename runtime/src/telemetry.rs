@@ -1,4 +1,9 @@
 //! Logging to standard error, above progress bars, in colour on a terminal.
+//!
+//! Logging starts before the command line is parsed, as [`LogFormat::Text`]. A service then calls
+//! [`set_format`].
+
+mod format;
 
 use std::io::{self, IsTerminal, Write};
 
@@ -8,6 +13,8 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::progress::bars;
+use format::Lines;
+pub use format::{LogFormat, set_format};
 use syncd_shared::text::write_escaped;
 
 /// Variables that set the log filter, in the syntax of [`Targets`]: `TARGET=LEVEL`, separated by commas. The
@@ -36,14 +43,19 @@ pub fn init(default: LevelFilter) {
         Err(error) => (usual(), Some(error)),
     };
     let format = tracing_subscriber::fmt::layer()
-        .with_target(false)
-        .with_ansi(io::stderr().is_terminal())
+        .with_ansi(io::stderr().is_terminal() && is_colour_wanted())
+        .event_format(Lines)
         .with_writer(|| AboveBars);
     // Fails only if a subscriber is already set.
     let _ = tracing_subscriber::registry().with(format).with(filter).try_init();
     if let Some(error) = wrong {
         tracing::warn!("the log filter {said:?} is ignored: {error}");
     }
+}
+
+/// Whether the environment allows colours (<https://no-color.org>).
+pub fn is_colour_wanted() -> bool {
+    std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 /// A bare level applies to syncd's own crates. Messages of libraries below `warn` must be requested by name.

@@ -664,6 +664,91 @@ fn a_reader_that_goes_away_ends_a_command_quietly() {
 }
 
 #[test]
+fn events_tell_what_happened_and_the_audit_who_did_it() {
+    let (scene, mut origin) = site("events");
+    let follow =
+        syncd_tests::Daemon::start(&mut origin.command("events", &["--follow"]), scene.directory(), "events");
+    origin.cli("commit", &["-m", "release 7"]).expect_success();
+    let agent = Agent::started(&scene, &origin, "web1");
+    agent.wait_live(1);
+    let seen = |words: &str| {
+        wait::until(words, || {
+            let squeezed = follow.output().split_whitespace().collect::<Vec<_>>().join(" ");
+            squeezed.contains(words).then_some(())
+        });
+    };
+    seen("sealed generation 1 (release 7): ");
+    seen("live web1 generation 1");
+    origin.cli("revoke", &["web1"]).expect_success();
+    seen("removed web1");
+    assert!(unread(&mut origin.command("events", &[])).expect_code(128 + 13).stderr.is_empty());
+    let told = origin.cli("events", &["--json"]).expect_success().stdout;
+    let events: Vec<serde_json::Value> =
+        told.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let numbers: Vec<u64> = events.iter().filter_map(|event| event["number"].as_u64()).collect();
+    assert_eq!(numbers, (1..=events.len() as u64).collect::<Vec<_>>(), "{told}");
+    let names: Vec<&str> = events.iter().filter_map(|event| event["event"].as_str()).collect();
+    let at = |name: &str| {
+        names.iter().position(|found| *found == name).unwrap_or_else(|| panic!("{name}: {told}"))
+    };
+    for (earlier, later) in
+        [("started", "sealed"), ("sealed", "joined"), ("joined", "connected"), ("live", "removed")]
+    {
+        assert!(at(earlier) < at(later), "{told}");
+    }
+    let deeds = origin.cli("audit", &[]).expect_success().stdout;
+    let expected = ["commit  label=\"release 7\"", "token  ttl_s=", "revoke  agent=\"web1\""];
+    assert_eq!(deeds.lines().count(), expected.len(), "{deeds}");
+    for (line, words) in deeds.lines().zip(expected) {
+        assert!(line.contains("uid ") && line.contains("pid ") && line.contains(words), "{deeds}");
+    }
+    assert!(unread(&mut origin.command("audit", &[])).expect_code(128 + 13).stderr.is_empty());
+    for log in ["events", "audit"] {
+        let mode = fs::metadata(origin.data.join(log)).expect("the log").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{log}");
+    }
+    // Without an origin both are still there, and what is done is recorded.
+    origin.stop();
+    let outcome = origin.cli("events", &["--follow"]).expect_code(1);
+    assert!(outcome.stderr.contains("no origin serves"), "{outcome:#?}");
+    assert!(outcome.stdout.contains("release 7"), "{outcome:#?}");
+    origin.cli("token", &["--uses", "3"]).expect_success();
+    let deeds = origin.cli("audit", &["--json"]).expect_success().stdout;
+    let last: serde_json::Value = serde_json::from_str(deeds.lines().last().expect("a deed")).expect("JSON");
+    assert_eq!((&last["number"], &last["request"], &last["uses"]), (&4.into(), &"token".into(), &3.into()));
+    // A request that can't be recorded is not carried out.
+    fs::remove_file(origin.data.join("audit")).expect("remove the audit");
+    fs::create_dir(origin.data.join("audit")).expect("make a directory");
+    origin.cli("token", &[]).expect_refusal(&["nothing was done", "audit"]);
+    let tokens = origin.cli("token", &["list"]).expect_success().stdout;
+    assert_eq!(tokens.lines().count(), 1, "{tokens}");
+}
+
+#[test]
+fn the_log_has_the_format_that_is_asked_for() {
+    let (scene, mut origin) = site("log_format");
+    origin.stop();
+    let mut origin = origin.with_options(&["--log-format", "json"]);
+    origin.start();
+    let log = origin.daemon().log();
+    let lines: Vec<serde_json::Value> = log
+        .lines()
+        .skip_while(|line| !line.ends_with("INFO stopping"))
+        .skip(1)
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {log}")))
+        .collect();
+    let serving = lines.iter().find(|line| line["message"] == "serving").expect("a line");
+    assert_eq!((&serving["level"], serving["agents"].is_string()), (&"info".into(), true), "{log}");
+    let mut agent = Agent::joined(&scene, &origin, "web1").with_options(&["--log-format", "journal"]);
+    agent.start();
+    let log = wait::until("the agent to run", || {
+        Some(agent.daemon().log()).filter(|log| log.contains("agent runs"))
+    });
+    assert!(log.lines().all(|line| line.starts_with('<')), "{log}");
+    assert!(log.lines().any(|line| line.starts_with("<6>agent runs name=")), "{log}");
+}
+
+#[test]
 fn a_hangup_ends_neither_program() {
     let (scene, mut origin) = site("hangup");
     let mut agent = Agent::started(&scene, &origin, "web1");

@@ -10,6 +10,7 @@ use syncd_runtime::bucket::BucketUrl;
 use syncd_runtime::manual::Shell;
 use syncd_runtime::rate::Rate;
 use syncd_runtime::settings::ConfigAction;
+use syncd_runtime::telemetry::LogFormat;
 use syncd_shared::address::listen_address;
 use syncd_shared::identity::{AgentName, RootFingerprint};
 use syncd_shared::time_span::{parse_time, time_or_zero};
@@ -311,6 +312,9 @@ pub(super) struct Run {
     /// progress shown counts content.
     #[arg(long, env = "SYNCD_AGENT_BWLIMIT", value_name = "RATE")]
     pub(super) bwlimit: Option<Rate>,
+    /// Format of the log on standard error.
+    #[arg(long, env = "SYNCD_LOG_FORMAT", value_enum, default_value = "text")]
+    pub(super) log_format: LogFormat,
 }
 
 impl Command {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use syncd_runtime::local_socket::Peer;
 use syncd_shared::diff::{Change, Comparison, DiffError, DirectorySource, PartLimits};
 use syncd_shared::directory::{DecodeDirectoryError, Page};
 use syncd_shared::generation::GenerationError;
@@ -22,12 +23,14 @@ use crate::admin::protocol::{
 use crate::admin::rollout_requests::node_order;
 use crate::admin::status::{AgentStatus, HoldStatus, PublishStatus, PurgeStatus, Status};
 use crate::admin::writable::Writable;
+use crate::audit::{self, Audit, AuditError};
 use crate::backup::{self, BackupError};
 use crate::clock::now_ms;
 use crate::commit::{
     CollectionGate, CommitError, Preview, Rollbacks, State, forget_damaged, is_indistinct, status_warning,
 };
 use crate::error_chain;
+use crate::events;
 use crate::fleet::registry::Registry;
 use crate::fleet::{RecordError, TokenView, token_id};
 use crate::keys::{Keys, KeysError};
@@ -131,6 +134,36 @@ impl DataDirectory {
         Ok(Self::new(Arc::new(Store::open(data)?), keys, CollectionGate::default(), None))
     }
 
+    /// Like [`Self::answer`], for a command that opened DATA: records the request first.
+    pub fn answer_recorded(&self, request: Request, lines: &mut dyn FnMut(Reply) -> bool) -> Reply {
+        if request.only_reads() {
+            return self.answer(request, lines);
+        }
+        let audit = Audit::open(self.keys.data()).map_err(AuditError::from);
+        match audit.and_then(|audit| audit.record(Peer::this_process(), &request)) {
+            Ok(()) => self.answer(request, lines),
+            Err(error) => Reply::Error { message: error_chain(&error) },
+        }
+    }
+
+    /// The directory itself.
+    pub fn data(&self) -> &Path {
+        self.keys.data()
+    }
+
+    fn events(&self, follow: bool, lines: &mut dyn FnMut(Reply) -> bool) -> Reply {
+        let answer = answered(events::read(self.keys.data()), |events| {
+            _ = events.into_iter().all(|event| lines(Reply::Event(event)));
+        });
+        match answer {
+            Reply::Done { .. } if follow => Reply::Error {
+                message: "no origin serves this data directory, so nothing more happens: start `syncd-origin serve`"
+                    .into(),
+            },
+            answer => answer,
+        }
+    }
+
     /// Answers a request. Passes each line to `lines`, which returns whether the client is still listening,
     /// and returns the last line.
     pub fn answer(&self, request: Request, lines: &mut dyn FnMut(Reply) -> bool) -> Reply {
@@ -143,6 +176,10 @@ impl DataDirectory {
                 Reply::Error { message }
             }
             Request::Diff { from, to, pending: false } => ended(self.diff(from, to, lines)),
+            Request::Events { follow } => self.events(follow, lines),
+            Request::Audit => answered(audit::read(self.keys.data()), |deeds| {
+                _ = deeds.into_iter().all(|deed| lines(Reply::Deed(deed)));
+            }),
             Request::Check => ended(self.check_and_forget(lines)),
             Request::Token { ttl_s, uses } => {
                 let token = registry().create_token(&self.keys, Duration::from_secs(ttl_s), uses);

@@ -17,10 +17,13 @@ use syncd_shared::text::{one_line, rfc3339};
 
 use crate::admin::RolloutAction;
 use crate::admin::status::{PublishStatus, Status};
+use crate::audit::Deed;
 use crate::commit::SomeFiles;
+use crate::events::Event;
 use crate::fleet::TokenView;
 use crate::fleet::live_wait::NodeResult;
 use crate::fleet::rollout::RolloutStatus;
+use crate::line_log::Numbered;
 use crate::publish::PublishAction;
 
 /// A request of an operator.
@@ -96,6 +99,13 @@ pub enum Request {
         /// `--pending`: compares the current generation with the tree.
         pending: bool,
     },
+    /// `events`.
+    Events {
+        /// `--follow`.
+        follow: bool,
+    },
+    /// `audit`.
+    Audit,
     /// `revoke`.
     Revoke {
         /// Name of the agent.
@@ -116,6 +126,25 @@ pub enum Request {
         /// Text of the signed document.
         document: String,
     },
+}
+
+impl Request {
+    /// Whether the request changes nothing, and is not recorded in the audit.
+    pub fn only_reads(&self) -> bool {
+        matches!(
+            self,
+            Self::Status
+                | Self::Tokens
+                | Self::History
+                | Self::Diff { .. }
+                | Self::Events { .. }
+                | Self::Audit
+                | Self::Keys
+                | Self::RollbackTarget { .. }
+                | Self::Rollout { action: RolloutAction::Status }
+                | Self::Publish { action: PublishAction::Status }
+        )
+    }
 }
 
 /// An order for a node.
@@ -265,6 +294,10 @@ pub enum Reply {
     History(HistoryLine),
     /// Answer to `diff`: one path.
     Diff(DiffLine),
+    /// Answer to `events`: one event, oldest first.
+    Event(Numbered<Event>),
+    /// Answer to `audit`: one deed, oldest first.
+    Deed(Numbered<Deed>),
     /// Progress of long work.
     Progress { bytes: u64, total_bytes: u64 },
     /// Answer to `check`: one damaged item.

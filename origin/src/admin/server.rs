@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use syncd_runtime::local_socket::{LocalConnection, LocalListener};
 use syncd_shared::{GenerationNumber, RootEntry, SignedGeneration};
+use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -16,11 +17,14 @@ use tokio_util::task::TaskTracker;
 use crate::admin::key_requests;
 use crate::admin::offline::{AnswerError, Checked, DataDirectory, revoked, revoked_token};
 use crate::admin::protocol::{GenerationLine, NodeLine, Reply, Request, TokenLine, Wait};
+use crate::audit::{Audit, AuditError};
 use crate::commit::{Answer, ChangedTimes, CommitOptions, Committer, Outcome, State};
 use crate::error_chain;
+use crate::events::{self, Events};
 use crate::fleet::live_wait::{LiveWait, MissingNode, NodeResult, WaitVerdict};
 use crate::fleet::rollout::{RolloutOrder, RolloutView};
 use crate::fleet::{Fleet, FleetError};
+use crate::line_log::Numbered;
 use crate::publish::PublishAction;
 use crate::state::OriginState;
 
@@ -67,6 +71,8 @@ pub struct Admin {
     pub committer: Committer,
     pub fleet: Fleet,
     pub state: OriginState,
+    pub events: Events,
+    pub audit: Audit,
 }
 
 impl Admin {
@@ -100,9 +106,60 @@ impl Admin {
             Ok(request) => request,
             Err(error) => return replies.send(Reply::Error { message: error_chain(&error) }).await,
         };
+        if let Err(error) = self.record(&request, &replies.client).await {
+            return replies.send(Reply::Error { message: error_chain(&error) }).await;
+        }
         tokio::select! {
             () = self.answer(request, &mut replies) => {}
             () = shutdown.cancelled() => {}
+        }
+    }
+
+    /// Makes a line of the audit durable, before the request is carried out.
+    async fn record(&self, request: &Request, client: &LocalConnection) -> Result<(), AuditError> {
+        let (audit, request) = (self.audit.clone(), request.clone());
+        let peer = client.peer().map_err(AuditError::Peer)?;
+        let recorded = tokio::task::spawn_blocking(move || audit.record(peer, &request)).await;
+        recorded.unwrap_or(Err(AuditError::Stopping))
+    }
+
+    /// Sends the recorded events, and with `follow` further ones until the client disconnects.
+    async fn events(&self, follow: bool, replies: &mut Replies) -> Reply {
+        let mut news = self.events.subscribe();
+        let mut last = 0;
+        loop {
+            let data = self.directory.data().to_owned();
+            match tokio::task::spawn_blocking(move || events::read(&data)).await {
+                Ok(Ok(lines)) => {
+                    for line in lines.into_iter().filter(|line| line.number > last).collect::<Vec<_>>() {
+                        last = line.number;
+                        replies.send(Reply::Event(line)).await;
+                    }
+                }
+                Ok(Err(error)) => return Reply::Error { message: error_chain(&error) },
+                Err(_) => return Reply::Error { message: "the answer was interrupted".into() },
+            }
+            if !follow {
+                return Reply::Done { code: 0 };
+            }
+            loop {
+                let line = tokio::select! {
+                    line = news.recv() => line,
+                    () = replies.client.closed() => return Reply::Done { code: 0 },
+                };
+                match line {
+                    Ok(line) if line.number > last => {
+                        last = line.number;
+                        replies.send(Reply::Event(Numbered::clone(&line))).await;
+                    }
+                    Ok(_) => {}
+                    // Some were left out: they are in the file.
+                    Err(RecvError::Lagged(_)) => break,
+                    Err(RecvError::Closed) => {
+                        return Reply::Error { message: "the origin is stopping".into() };
+                    }
+                }
+            }
         }
     }
 
@@ -163,6 +220,7 @@ impl Admin {
                 remarked(done, revoked(&agent), replies).await
             }
             Request::TakeTrust { document } => self.take_trust(&document, replies).await,
+            Request::Events { follow } => self.events(follow, replies).await,
             Request::Check => self.check(replies).await,
             Request::Diff { pending: true, .. } => self.pending(replies).await,
             Request::Publish { action } => self.publish(action, replies).await,

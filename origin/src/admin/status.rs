@@ -294,6 +294,19 @@ impl Status {
 
     /// Text for a person: the current generation, then a line for each agent.
     pub fn to_text(&self) -> String {
+        let mut out = self.head();
+        let width = self.name_width();
+        self.agents.iter().for_each(|agent| self.write_agent(agent, width, &mut out));
+        out
+    }
+
+    /// Length of the longest name of an agent.
+    pub fn name_width(&self) -> usize {
+        self.agents.iter().map(|agent| agent.name.len()).max().unwrap_or(0)
+    }
+
+    /// The lines before those of the agents.
+    pub fn head(&self) -> String {
         let mut out = String::new();
         let state = serde_json::to_value(self.state).ok().and_then(|v| v.as_str().map(str::to_owned));
         let _ = write!(out, "origin   {}   syncd {}", state.unwrap_or_default(), self.version);
@@ -351,13 +364,11 @@ impl Status {
             0 => writeln!(out, "agents   none is enrolled: `syncd-origin token` makes a join token"),
             all => writeln!(out, "agents   {live} of {all} have it live"),
         };
-        let width = self.agents.iter().map(|a| a.name.len()).max().unwrap_or(0);
-        self.agents.iter().for_each(|agent| self.write_agent(agent, width, &mut out));
         out
     }
 
     /// Writes the lines of one agent. Names are padded to `width`.
-    fn write_agent(&self, agent: &AgentStatus, width: usize, out: &mut String) {
+    pub fn write_agent(&self, agent: &AgentStatus, width: usize, out: &mut String) {
         let generation = agent.generation.map_or("-".to_owned(), |g| g.to_string());
         let behind = match (self.generation, agent.generation) {
             (Some(current), Some(has)) if current > has => format!("   {} behind", current - has),
@@ -456,10 +467,10 @@ impl AgentStatus {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn agent(name: &str) -> AgentStatus {
+    pub(crate) fn agent(name: &str) -> AgentStatus {
         AgentStatus {
             name: name.into(),
             connected: true,
@@ -481,7 +492,7 @@ mod tests {
         }
     }
 
-    fn status(agents: Vec<AgentStatus>) -> Status {
+    pub(crate) fn status(agents: Vec<AgentStatus>) -> Status {
         Status {
             tree_id: String::new(),
             tree: None,

@@ -12,6 +12,7 @@ use syncd_runtime::config_file::{self, ConfigError};
 use syncd_runtime::manual::Shell;
 use syncd_runtime::rate::Rate;
 use syncd_runtime::settings::ConfigAction;
+use syncd_runtime::telemetry::LogFormat;
 use syncd_runtime::version::version;
 use syncd_shared::TreePath;
 use syncd_shared::address::listen_address;
@@ -88,6 +89,19 @@ Examples:
 
 An asterisk (*) marks the published generation. Changes are new (+), changed (~) and removed (-) files and directories.";
 
+const EVENTS_HELP: &str = "\
+Examples:
+  syncd-origin events --follow
+  syncd-origin events --json | jq 'select(.event == \"failed\")'
+
+Events are lines in DATA/events and DATA/events.old, the oldest are dropped. What happens while no origin serves is \
+not seen.";
+const AUDIT_HELP: &str = "\
+Examples:
+  syncd-origin audit | tail
+
+Lists requests by user and process, as DATA/audit and DATA/audit.old have them. The oldest are dropped. A request that \
+failed is listed too.";
 const DIFF_HELP: &str = "\
 Examples:
   syncd-origin diff
@@ -277,6 +291,25 @@ pub(super) enum Command {
         #[command(flatten)]
         json: Json,
     },
+    /// List what happened in the fleet: generations, nodes, holds.
+    #[command(after_help = EVENTS_HELP)]
+    Events {
+        #[command(flatten)]
+        data: Data,
+        /// Go on and print each event when it happens.
+        #[arg(long, short)]
+        follow: bool,
+        #[command(flatten)]
+        json: Json,
+    },
+    /// List who changed something with this program, and when.
+    #[command(after_help = AUDIT_HELP)]
+    Audit {
+        #[command(flatten)]
+        data: Data,
+        #[command(flatten)]
+        json: Json,
+    },
     /// List the paths that differ between two generations.
     #[command(after_help = DIFF_HELP)]
     Diff {
@@ -422,6 +455,8 @@ impl Command {
             | Self::Commit { data, .. }
             | Self::Status { data, .. }
             | Self::History { data, .. }
+            | Self::Events { data, .. }
+            | Self::Audit { data, .. }
             | Self::Diff { data, .. }
             | Self::Rollback { data, .. }
             | Self::Rollout { data, .. }
@@ -630,6 +665,9 @@ pub(super) struct Serve {
     /// user of this process.
     #[arg(long, env = "SYNCD_ADMIN_GROUP", value_name = "GROUP", value_parser = group_id)]
     pub(super) admin_group: Option<u32>,
+    /// Format of the log on standard error.
+    #[arg(long, env = "SYNCD_LOG_FORMAT", value_enum, default_value = "text")]
+    pub(super) log_format: LogFormat,
 }
 
 #[derive(Debug, Args)]

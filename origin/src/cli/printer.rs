@@ -271,6 +271,10 @@ impl Printer {
             ))?,
             Reply::History(line) if json => output::line(serde_json::to_string(&line)?)?,
             Reply::History(line) => self.history(&line)?,
+            Reply::Event(line) if json => output::line(serde_json::to_string(&line)?)?,
+            Reply::Event(line) => output::line(format_args!("{}  {}", line.at, line.what))?,
+            Reply::Deed(line) if json => output::line(serde_json::to_string(&line)?)?,
+            Reply::Deed(line) => output::line(format_args!("{}  {}", line.at, line.what))?,
             Reply::Diff(line) => self.difference(&line)?,
             Reply::Progress { bytes, total_bytes } => {
                 note(format_args!("{} of {}", HumanBytes(bytes), HumanBytes(total_bytes)));

@@ -8,9 +8,10 @@ use std::sync::Arc;
 
 use prometheus_client::registry::{Registry, Unit};
 use syncd_runtime::metrics::{Value, Values, seconds};
-use syncd_shared::{AgentState, GenerationNumber};
+use syncd_shared::{AgentState, CheckOutcome, GenerationNumber};
 
 use crate::commit::State;
+use crate::fleet::rollout::Phase;
 use crate::fleet::{AgentView, FleetView};
 use crate::keys::Keys;
 use crate::metrics::metrics;
@@ -38,6 +39,7 @@ pub fn registry(sources: &Sources) -> Registry {
     registry.register("build_info", "1, with the version of the program", version);
     tree(&mut registry, &now);
     fleet(&mut registry, &now);
+    rollout(&mut registry, &now);
     agents(&mut registry, &now);
     data(&mut registry, sources);
     certificates(&mut registry, &sources.keys);
@@ -115,6 +117,41 @@ fn fleet(registry: &mut Registry, now: &Snapshot) {
         "Activations without a ready tree, since the agents started",
         Value::new(misses),
     );
+}
+
+fn rollout(registry: &mut Registry, now: &Snapshot) {
+    let rollout = now.rollout.rollout.as_ref();
+    let phases = Phase::ALL.map(|phase| {
+        let is_now = rollout.is_some_and(|rollout| rollout.phase == phase);
+        (phase.name(), u64::from(is_now))
+    });
+    let help = "1 for the phase of the newest rollout, until the origin starts again";
+    registry.register("rollout_phase", help, Values::by(&["phase"], phases));
+    let running = now.rollout.running();
+    let step = running.map_or(0, |rollout| rollout.step as u64);
+    registry.register("rollout_step", "Step of the running rollout, from 1; 0 without one", Value::new(step));
+    let steps = running.map_or(0, |rollout| rollout.steps as u64);
+    registry.register("rollout_steps", "Steps of the running rollout", Value::new(steps));
+    let paused = running.is_some_and(|rollout| rollout.paused);
+    registry.register(
+        "rollout_paused",
+        "1 while the running rollout is paused",
+        Value::new(u64::from(paused)),
+    );
+    let count = |of: fn(&AgentView) -> bool| {
+        Value::new(now.fleet.agents.iter().filter(|agent| of(agent)).count() as u64)
+    };
+    registry.register(
+        "agents_drained",
+        "Agents that balancers are told not to use",
+        count(AgentView::is_drained),
+    );
+    registry.register("agents_pinned", "Agents that stay where they are", count(AgentView::is_pinned));
+    let has_failed = |agent: &AgentView| {
+        let passing = [CheckOutcome::Running, CheckOutcome::Passed];
+        agent.check.as_ref().is_some_and(|check| !passing.contains(&check.outcome))
+    };
+    registry.register("agents_check_failed", "Agents whose own check failed", count(has_failed));
 }
 
 const STATES: [AgentState; 7] = [

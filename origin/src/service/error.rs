@@ -7,6 +7,7 @@ use syncd_runtime::local_socket::LocalSocketError;
 
 use crate::commit::CommitError;
 use crate::keys::KeysError;
+use crate::line_log::LineLogError;
 use crate::overlap::OverlapError;
 use crate::store::{OpenStoreError, StoreError};
 use crate::watch::WatchError;
@@ -76,6 +77,9 @@ pub enum StartError {
     /// Preparing the spool of encoded updates failed.
     #[error(transparent)]
     Plan(#[from] crate::plan::PlanError),
+    /// Opening the log of events or of the audit failed.
+    #[error(transparent)]
+    Log(#[from] LineLogError),
     #[error("set up TLS")]
     Tls(#[from] syncd_runtime::tls::TlsError),
 }

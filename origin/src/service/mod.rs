@@ -22,8 +22,10 @@ use tokio_util::task::TaskTracker;
 
 use crate::admin::Admin;
 use crate::admin::offline::DataDirectory;
+use crate::audit::Audit;
 pub use crate::commit::Trigger;
 use crate::commit::{CollectionGate, Committer, Parts, Sealer};
+use crate::events::Events;
 use crate::fleet::Fleet;
 use crate::http::metrics;
 use crate::keys::{Keys, KeysError};
@@ -238,11 +240,14 @@ impl Origin {
         let directory =
             Arc::new(DataDirectory::new(store.clone(), keys.clone(), gate, Some(options.tree.clone())));
         if let Some(http) = http {
-            let sources = metrics::Sources { state: state.clone(), store, keys, data: options.data };
+            let sources = metrics::Sources { state: state.clone(), store, keys, data: options.data.clone() };
             let pages = crate::http::pages(sources, directory.clone(), http_address);
             tasks.spawn(syncd_runtime::health::serve(http, pages, shutdown.clone()));
         }
-        let answering = Admin { directory, committer: committer.clone(), fleet: fleet.clone(), state };
+        let events = Events::start(&options.data, state.clone(), shutdown.clone(), &tasks)?;
+        let audit = Audit::open(&options.data)?;
+        let (answered, asked) = (committer.clone(), fleet.clone());
+        let answering = Admin { directory, committer: answered, fleet: asked, state, events, audit };
         tasks.spawn(answering.serve(admin, shutdown.clone()));
         let health = http_address.map(tracing::field::display);
         tracing::info!(tree = %options.tree.display(), agents = %grpc_address, health, "serving");

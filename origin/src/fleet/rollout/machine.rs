@@ -39,6 +39,29 @@ pub enum Phase {
 }
 
 impl Phase {
+    pub const ALL: [Self; 7] = [
+        Self::Gathering,
+        Self::Staging,
+        Self::Flipping,
+        Self::Holding,
+        Self::Released,
+        Self::Failed,
+        Self::Aborted,
+    ];
+
+    /// The name in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Gathering => "gathering",
+            Self::Staging => "staging",
+            Self::Flipping => "flipping",
+            Self::Holding => "holding",
+            Self::Released => "released",
+            Self::Failed => "failed",
+            Self::Aborted => "aborted",
+        }
+    }
+
     pub fn is_running(self) -> bool {
         !matches!(self, Self::Released | Self::Failed | Self::Aborted)
     }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use syncd_shared::SignedGeneration;
 
-pub use machine::{Kind, Order as RolloutOrder, OrderError};
+pub use machine::{Kind, Order as RolloutOrder, OrderError, Phase};
 pub use policy::{Policies, Policy, PolicyError};
 pub use record::{Order, Plan};
 pub use view::{RolloutStatus, RolloutView};

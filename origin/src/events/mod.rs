@@ -1,0 +1,102 @@
+//! Records changes of the fleet, for `syncd-origin events`.
+//!
+//! [`observer`] compares successive states of the origin. One task, the owner of the log `DATA/events`,
+//! appends what it finds and passes it on to commands that follow. Nothing is synced: a power cut loses the
+//! last seconds. Changes while the origin is stopped have no events, and of two changes of one node in a
+//! moment only the later one may be seen.
+
+mod event;
+mod observer;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::sync::broadcast;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use event::Event;
+use observer::Observer;
+
+use crate::clock::now_ms;
+use crate::error_chain;
+use crate::line_budget::LineBudget;
+use crate::line_log::{self, Durability, LineLog, LineLogError, Numbered};
+use crate::state::OriginState;
+
+/// Events that a follower may be behind before it reads the file again.
+const BEHIND_MAX: usize = 1024;
+
+/// Limits log lines about events that could not be written.
+static UNWRITTEN: LineBudget = LineBudget::new();
+
+/// Path of the log of a data directory.
+pub fn path(data: &Path) -> PathBuf {
+    data.join("events")
+}
+
+/// All events of a data directory, oldest first. Blocks.
+pub fn read(data: &Path) -> Result<Vec<Numbered<Event>>, LineLogError> {
+    line_log::read(&path(data))
+}
+
+/// New events of a serving origin. Cheap to clone.
+#[derive(Clone)]
+pub struct Events {
+    news: broadcast::Sender<Arc<Numbered<Event>>>,
+}
+
+impl Events {
+    /// Starts the owner of the log, which `tasks` tracks and `shutdown` ends. Blocks to open the log.
+    pub fn start(
+        data: &Path,
+        state: OriginState,
+        shutdown: CancellationToken,
+        tasks: &TaskTracker,
+    ) -> Result<Self, LineLogError> {
+        let log = LineLog::open(&path(data))?;
+        let events = Self { news: broadcast::Sender::new(BEHIND_MAX) };
+        tasks.spawn(events.clone().run(log, state, shutdown));
+        Ok(events)
+    }
+
+    /// Events from now on. A receiver that lags behind reads the file again.
+    pub fn subscribe(&self) -> broadcast::Receiver<Arc<Numbered<Event>>> {
+        self.news.subscribe()
+    }
+
+    async fn run(self, mut log: LineLog, mut state: OriginState, shutdown: CancellationToken) {
+        let mut observer = Observer::new(&state.snapshot());
+        let mut found = vec![Event::Started { version: env!("CARGO_PKG_VERSION").to_owned() }];
+        loop {
+            if !found.is_empty() {
+                let appended = tokio::task::spawn_blocking(move || append(log, found)).await;
+                let Ok((owned, lines)) = appended else { return };
+                log = owned;
+                // Fails only while nobody follows.
+                lines.into_iter().for_each(|line| drop(self.news.send(Arc::new(line))));
+            }
+            if !state.changed(&shutdown).await {
+                return;
+            }
+            found = observer.observe(&state.snapshot());
+        }
+    }
+}
+
+/// Appends events, and returns those that were written.
+fn append(mut log: LineLog, events: Vec<Event>) -> (LineLog, Vec<Numbered<Event>>) {
+    let at = now_ms();
+    let mut lines = Vec::with_capacity(events.len());
+    for event in events {
+        match log.append(at, event, Durability::Written) {
+            Ok(line) => lines.push(line),
+            Err(error) => {
+                if let Some(left_out) = UNWRITTEN.admit() {
+                    tracing::warn!(error = %error_chain(&error), left_out, "an event was not recorded");
+                }
+            }
+        }
+    }
+    (log, lines)
+}
