@@ -38,6 +38,8 @@ impl Site {
         origin.commit_live();
         let mut site = Self { scene, tree, origin, web1, broken };
         site.wait_check(1, "passed");
+        // The origin withdraws nothing because of a drained node: these tests look at the node alone.
+        site.origin.cli("drain", &["web1"]).expect_success();
         site
     }
 

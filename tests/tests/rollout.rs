@@ -46,6 +46,18 @@ impl Fleet {
     /// An origin with the policies of this suite, and agents `web1` ... that have the first generation.
     #[track_caller]
     fn new(name: &str, agents: usize, options: &[&str]) -> Self {
+        Self::with_agents(name, agents, options, &[])
+    }
+
+    /// Likewise, with agents whose check fails on a tree with a file `bad`.
+    #[track_caller]
+    fn checked(name: &str, agents: usize, options: &[&str]) -> Self {
+        let check = "test ! -e $SYNCD_LIVE/bad || { echo 502 Bad Gateway; exit 1; }";
+        Self::with_agents(name, agents, options, &["--check", check, "--check-timeout", "10m"])
+    }
+
+    #[track_caller]
+    fn with_agents(name: &str, agents: usize, options: &[&str], of_agents: &[&str]) -> Self {
         let scene = Scene::new(name);
         let tree = scene.path("tree");
         small_site(&tree, 5);
@@ -56,8 +68,12 @@ impl Fleet {
         all.extend(options);
         let mut origin = Origin::create(&scene, &tree).with_options(&all);
         origin.start();
-        let agents: Vec<_> =
-            (1..=agents).map(|number| Agent::started(&scene, &origin, &format!("web{number}"))).collect();
+        let started = |number| {
+            let mut agent = Agent::joined(&scene, &origin, &format!("web{number}")).with_options(of_agents);
+            agent.start();
+            agent
+        };
+        let agents: Vec<_> = (1..=agents).map(started).collect();
         let fleet = Self { scene, origin, agents, config };
         fleet.wait_connected();
         fleet.origin.cli("commit", &["--wait=4m", "--now"]).expect_success();
@@ -384,4 +400,124 @@ fn a_rollback_without_a_number_returns_to_the_generation_before() {
     fleet.origin.cli("rollback", &["--wait=4m"]).expect_success();
     fleet.wait_pages("");
     fleet.origin.cli("rollback", &[]).expect_code(1).expect_refusal(&["no generation to return to"]);
+}
+
+#[test]
+fn a_canary_whose_own_check_fails_returns_by_itself_and_touches_no_other_node() {
+    let fleet = Fleet::checked("own-check", 3, &["--trigger", "manual"]);
+    fleet.edit("good");
+    fleet.origin.cli("commit", &["--rollout", "step", "--wait=4m"]).expect_success();
+    write(&fleet.origin.tree, "bad", "x");
+    fleet.edit("bad");
+    let outcome = fleet.origin.cli("commit", &["--rollout", "step", "--wait=4m"]).expect_code(3);
+    assert!(outcome.stderr.contains("the check failed on web1"), "{outcome:?}");
+    assert!(outcome.stderr.contains("502 Bad Gateway"), "{outcome:?}");
+    let status = fleet.wait_status("the withdrawal", |status| status["generation"] == 4);
+    assert_eq!(status["hold"]["generation"], 4, "{status}");
+    fleet.wait_pages("good");
+    let refused: Vec<_> = fleet.agents.iter().map(|agent| agent.status().refused.len()).collect();
+    assert_eq!(refused, [1, 0, 0], "no other node tried it");
+    std::fs::remove_file(fleet.origin.tree.join("bad")).expect("mend the tree");
+    fleet.edit("better");
+    fleet.origin.cli("commit", &["--rollout", "step", "--wait=4m"]).expect_success();
+    fleet.wait_pages("better");
+}
+
+#[test]
+fn what_goes_to_all_nodes_at_once_is_withdrawn_when_a_node_returns_from_it() {
+    let fleet = Fleet::checked("each", 2, &["--trigger", "manual"]);
+    fleet.edit("good");
+    fleet.origin.cli("commit", &["--wait=4m"]).expect_success();
+    write(&fleet.origin.tree, "bad", "x");
+    fleet.edit("bad");
+    let outcome = fleet.origin.cli("commit", &["--wait=4m"]).expect_code(3);
+    assert!(outcome.stderr.contains("502 Bad Gateway"), "{outcome:?}");
+    let status = fleet.wait_status("the withdrawal", |status| status["generation"] == 4);
+    let reason = status["hold"]["reason"].as_str().expect("a reason");
+    assert!(reason.starts_with("generation 3 was withdrawn"), "{reason}");
+    fleet.wait_pages("good");
+}
+
+#[test]
+fn a_restored_origin_holds_a_tree_back_that_a_node_refuses() {
+    let mut fleet = Fleet::checked("restored", 1, &["--settle", "100ms"]);
+    fleet.edit("good");
+    fleet.wait_pages("good");
+    let copy = fleet.scene.path("copy");
+    fleet.origin.cli("backup", &[copy.to_str().expect("text")]).expect_success();
+    write(&fleet.origin.tree, "bad", "x");
+    fleet.edit("bad");
+    fleet.wait_status("the withdrawal", |status| !status["hold"].is_null());
+    fleet.wait_pages("good");
+    fleet.origin.kill9();
+    std::fs::remove_dir_all(&fleet.origin.data).expect("lose the data");
+    std::fs::rename(&copy, &fleet.origin.data).expect("restore a copy");
+    fleet.origin.start();
+    let status = fleet.wait_status("the tree to be held back", |status| {
+        status["reason"].as_str().is_some_and(|reason| reason.contains("web1"))
+    });
+    assert_eq!((status["state"].as_str(), fleet.page(0).as_str()), (Some("held"), "good"), "{status}");
+}
+
+#[test]
+fn nodes_that_die_in_mid_flip_come_back_to_it_and_a_drained_one_is_not_waited_for() {
+    let hook = "[ $SYNCD_GENERATION = 1 ] || test -e $SYNCD_ROOT/../go";
+    let options = ["--on-activate", hook];
+    let mut fleet = Fleet::with_agents("mid-flip", 3, &["--trigger", "manual"], &options);
+    fleet.edit("two");
+    fleet.origin.cli("commit", &["--rollout", "together"]).expect_success();
+    fleet.wait_phase(2, "flipping", 1);
+    for agent in &mut fleet.agents {
+        agent.kill9();
+    }
+    fleet.origin.cli("drain", &["web3"]).expect_success();
+    std::fs::write(fleet.scene.path("go"), "").expect("mend the hook");
+    for agent in &mut fleet.agents[..2] {
+        agent.start();
+    }
+    fleet.wait_phase(2, "released", 1);
+    assert_eq!((fleet.page(0), fleet.page(1)), ("two".into(), "two".into()));
+    fleet.agents[2].start();
+    fleet.wait_connected();
+    fleet.origin.cli("undrain", &["web3"]).expect_success();
+    fleet.wait_pages("two");
+}
+
+#[test]
+fn a_rollback_supersedes_a_rollout_that_runs() {
+    let fleet = Fleet::new("superseded", 2, &["--trigger", "manual"]);
+    fleet.edit("two");
+    fleet.origin.cli("commit", &["--wait=4m"]).expect_success();
+    fleet.edit("three");
+    fleet.origin.cli("commit", &["--rollout", "canary"]).expect_success();
+    fleet.wait_phase(3, "holding", 1);
+    fleet.origin.cli("rollback", &["--wait=4m"]).expect_success();
+    fleet.wait_pages("two");
+    let rollout = fleet.wait_phase(4, "released", 1);
+    assert_eq!(rollout["kind"], "rollback", "{rollout}");
+}
+
+/// Runs `rollback` on a pseudo terminal, and types an answer.
+fn rollback_on_a_terminal(fleet: &Fleet, answer: &str) -> Outcome {
+    let command = fleet.origin.command("rollback", &["--wait=4m"]);
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let words: Vec<String> = words.map(|word| format!("'{}'", word.to_str().expect("text"))).collect();
+    let line = format!("echo {answer} | script -qec \"{}\" /dev/null", words.join(" "));
+    run_within(Command::new("sh").args(["-c", &line]), LONG)
+}
+
+#[test]
+fn a_rollback_on_a_terminal_asks_from_what_to_what() {
+    syncd_tests::require_program("script", "bsdutils");
+    let fleet = Fleet::new("asked", 1, &["--trigger", "manual"]);
+    for content in ["two", "three"] {
+        fleet.edit(content);
+        fleet.origin.cli("commit", &["--wait=4m"]).expect_success();
+    }
+    let outcome = rollback_on_a_terminal(&fleet, "n");
+    assert!(outcome.stdout.contains("roll back from generation 3"), "{outcome:?}");
+    assert!(outcome.stdout.contains("to generation 2"), "{outcome:?}");
+    assert_eq!((fleet.status()["generation"].as_u64(), fleet.page(0).as_str()), (Some(3), "three"));
+    rollback_on_a_terminal(&fleet, "y").expect_success();
+    fleet.wait_pages("two");
 }

@@ -42,7 +42,8 @@ pub enum CommitError {
     NothingPublished,
     /// Nodes have refused this tree.
     #[error(
-        "{nodes} refused this tree, because its check failed there: change the tree, or publish it nevertheless with          `syncd-origin commit`"
+        "{nodes} refused this tree, because its check failed there: change the tree, or publish it nevertheless with \
+         `syncd-origin commit`"
     )]
     RefusedByNodes { nodes: String },
     /// A step of the policy is for a group that nobody is in.

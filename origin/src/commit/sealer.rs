@@ -14,6 +14,7 @@ use syncd_shared::{RootEntry, SignedGeneration, TreePath};
 
 use tokio_util::sync::CancellationToken;
 
+use self::publication::{How, Publish};
 use super::brought_back;
 use super::changed_times::{ChangedTimes, SomeFiles};
 use super::closed_tree;
@@ -26,7 +27,7 @@ use super::rollbacks::{Hold, Rollbacks};
 use super::scan_base::{ScanBase, forget_damaged};
 use crate::clock::now_ms;
 use crate::fleet::Fleet;
-use crate::fleet::rollout::record::{ORDER, ROLLOUT, Stored};
+use crate::fleet::rollout::record::{ORDER, ROLLOUT};
 use crate::fleet::rollout::{Plan, Policies};
 use crate::keys::Keys;
 use crate::metrics::metrics;
@@ -102,8 +103,7 @@ impl Sealer {
         let rollbacks = Rollbacks::load(&parts.store)?;
         let promotion = Promotion::load(&parts.store)?;
         let distinct = DistinctTimes::load(&parts.store, parts.options.mtime)?;
-        let stored = Stored::decode(parts.store.records(ROLLOUT, b"")?, &parts.keys)?;
-        let (plan, released) = Self::stored_plan(&stored, current.as_ref());
+        let (plan, released) = Self::stored_plan(&parts, &rollbacks, current.as_ref())?;
         Ok(Self {
             parts,
             plan,
@@ -414,7 +414,7 @@ impl Sealer {
             let unpublished = base.unpublished && observed.root_hash() != base.root.hash();
             tracing::info!(generation = %observed.number(), "adopted a generation that the fleet has and that still equals the tree");
             let base = ScanBase { unpublished, ..base };
-            return self.seal(self.or_open(writer)?, Some(base), observed, (None, Plan::Immediate));
+            return self.seal(self.or_open(writer)?, Some(base), observed, (None, Plan::unwatched()));
         }
         let lost = self.lost_most(writer.as_ref(), &base, publish);
         if matches!(publish, Publish::Changes) && lost.is_none() && self.label(publish, &base).is_some() {
@@ -547,8 +547,7 @@ impl Sealer {
             && let Some(current) = &current
         {
             self.observed = self.observed.take().filter(|o| is_news(Some(current), o));
-            let stored = Stored::decode(self.parts.store.records(ROLLOUT, b"")?, &self.parts.keys)?;
-            (self.plan, self.released) = Self::stored_plan(&stored, Some(current));
+            (self.plan, self.released) = Self::stored_plan(&self.parts, &self.rollbacks, Some(current))?;
             self.parts.fleet.publish(current.clone(), self.plan.clone());
         }
         self.current = current;
@@ -601,7 +600,7 @@ impl Sealer {
         }
         let before = self.current.replace(generation.clone());
         self.observed = self.observed.take().filter(|o| is_news(Some(&generation), o));
-        if plan == Plan::Immediate {
+        if matches!(plan, Plan::Immediate { .. }) {
             self.released = Some(generation.clone());
         }
         self.plan = plan.clone();
@@ -616,32 +615,4 @@ impl Sealer {
         self.times = ChangedTimes::of_sealed(&self.parts.store, before.as_ref(), &generation, retimed);
         Ok(Outcome::Sealed(generation))
     }
-}
-
-/// Whether a scan is followed by sealing.
-enum Publish {
-    /// Never.
-    No,
-    /// If the tree changed since it was last published.
-    Changes,
-    /// If the tree differs from the current generation.
-    Tree {
-        /// Label of the new generation.
-        label: String,
-        how: How,
-    },
-}
-
-/// How a generation goes to the nodes.
-#[derive(Debug)]
-enum How {
-    /// By the default policy.
-    Default,
-    /// By a named policy.
-    Policy(String),
-    /// To every node at once.
-    Now,
-    Rollback,
-    /// As the current one, which is signed again.
-    Again,
 }

@@ -25,6 +25,7 @@ const SETTLE: Trigger = Trigger::Settle {
     busy_after: Duration::from_secs(300),
 };
 
+mod rollouts;
 mod times;
 
 struct Site {
@@ -159,19 +160,23 @@ async fn rollback(origin: &Running, number: u64) -> Result<Outcome, CommitError>
     origin.committer().rollback(GenerationNumber::new(number)).await.result
 }
 
-/// Tells an origin of a generation as an agent's hello does.
-async fn show(origin: &Running, shown: SignedGeneration) {
+/// An agent's certificate.
+fn peer() -> syncd_shared::identity::PeerIdentity {
     let not_after = time::OffsetDateTime::now_utc() + time::Duration::days(1);
-    let peer = syncd_shared::identity::PeerIdentity {
+    syncd_shared::identity::PeerIdentity {
         name: "web1".parse().unwrap(),
         serial: syncd_shared::identity::Serial::from_bytes([1; 16]),
         fingerprint: [1; 32],
         not_before: not_after - time::Duration::days(2),
         not_after,
         issuer: syncd_shared::identity::authority::AuthorityKey([0; 20]),
-    };
+    }
+}
+
+/// Tells an origin of a generation as an agent's hello does.
+async fn show(origin: &Running, shown: SignedGeneration) {
     let greeting = crate::fleet::Greeting { live: Some(shown), ..Default::default() };
-    origin.fleet().attach(peer, greeting).await.unwrap().detach().await;
+    origin.fleet().attach(peer(), greeting).await.unwrap().detach().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

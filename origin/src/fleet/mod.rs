@@ -241,7 +241,7 @@ impl Fleet {
 
     /// Announces the newest generation to all agents at once, now or when they connect.
     pub fn announce(&self, generation: SignedGeneration) {
-        self.publish(generation, Plan::Immediate);
+        self.publish(generation, Plan::unwatched());
     }
 
     /// Announces the newest generation, which goes to the agents as `plan` says.

@@ -258,6 +258,7 @@ impl FleetTask {
         let is_sign_of_life = matches!(command, Command::Report { report: Report::Heartbeat, .. });
         self.publish_after(if is_sign_of_life { SEEN_PAUSE } else { self.publish_pause() });
         self.reassign |= !is_sign_of_life && self.steering.is_running();
+        self.reassign |= matches!(command, Command::Attach { .. }) && self.steering.is_watching();
         match command {
             Command::AddToken { secret_hash, ttl, uses, reply } => {
                 self.roster.add_token(secret_hash, uses, expiry_ms(now, ttl), now);
@@ -477,6 +478,7 @@ impl FleetTask {
                 view.needs_operator = false;
                 // The agent counts since its start, not since its last report.
                 view.spare_misses = spare_misses;
+                self.reassign |= view.has_failed_check();
             }
             Report::Hook(hook) => view.hook = Some(hook),
             Report::Check(check) => {

@@ -5,7 +5,9 @@ use std::fmt;
 
 use syncd_shared::limits::REFUSED_GENERATIONS_MAX;
 use syncd_shared::text::counted;
-use syncd_shared::{AgentState, CheckStatus, GenerationNumber, HookStatus, NodeStanding, Progress, RootHash};
+use syncd_shared::{
+    AgentState, CheckOutcome, CheckStatus, GenerationNumber, HookStatus, NodeStanding, Progress, RootHash,
+};
 
 use super::rollout::participants::{Node, Target};
 use super::roster::NodeOrders;
@@ -118,6 +120,13 @@ impl AgentView {
     /// Whether nobody waits for the node: it is drained or pinned.
     pub fn is_out_of_rollouts(&self) -> bool {
         self.is_drained() || self.is_pinned()
+    }
+
+    /// Whether the node's check failed on the generation that it names.
+    pub(super) fn has_failed_check(&self) -> bool {
+        let failed =
+            |check: &CheckStatus| matches!(check.outcome, CheckOutcome::Failed | CheckOutcome::FailedOnBoth);
+        self.check.as_ref().is_some_and(failed)
     }
 
     /// Takes the newest result of the node's check. A node that returned refuses the tree from then on.

@@ -23,6 +23,8 @@ impl Node {
             if check["outcome"] == "passed" { Ok(()) } else { Err(format!("{check}")) }
         })
         .unwrap_or_else(|complaint| panic!("{complaint}"));
+        // The origin does not withdraw what fails on a drained node.
+        node.agent.cli("drain", &[]).expect_success();
         scenario.image = Some(node.save("passed.image"));
         node.origin_answers(true);
         (node, Scenario { name: "return", returns: true, ..scenario })

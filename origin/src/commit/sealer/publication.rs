@@ -2,14 +2,43 @@
 
 use syncd_shared::{GenerationNumber, RootEntry, RootHash, SignedGeneration};
 
-use super::{How, Sealer};
+use super::{Parts, Sealer};
 use crate::clock::now_ms;
 use crate::commit::outcome::{CommitError, Outcome};
+use crate::commit::rollbacks::Rollbacks;
 use crate::commit::scan_base::ScanBase;
 use crate::fleet::rollout::policy::Step;
-use crate::fleet::rollout::record::Stored;
+use crate::fleet::rollout::record::{ROLLOUT, Stored};
 use crate::fleet::rollout::view::Withdrawal;
 use crate::fleet::rollout::{Kind, Order, Plan, Policy};
+
+/// Whether a scan is followed by sealing.
+pub(super) enum Publish {
+    /// Never.
+    No,
+    /// If the tree changed since it was last published.
+    Changes,
+    /// If the tree differs from the current generation.
+    Tree {
+        /// Label of the new generation.
+        label: String,
+        how: How,
+    },
+}
+
+/// How a generation goes to the nodes.
+#[derive(Debug)]
+pub(super) enum How {
+    /// By the default policy.
+    Default,
+    /// By a named policy.
+    Policy(String),
+    /// To every node at once.
+    Now,
+    Rollback,
+    /// As the current one, which is signed again.
+    Again,
+}
 
 /// Nodes named in one error.
 const NAMES_MAX: usize = 5;
@@ -17,16 +46,38 @@ const NAMES_MAX: usize = 5;
 impl Sealer {
     /// The plan of the current generation, and the newest released one, from what an earlier process stored.
     pub(super) fn stored_plan(
-        stored: &Stored,
+        parts: &Parts,
+        rollbacks: &Rollbacks,
         current: Option<&SignedGeneration>,
-    ) -> (Plan, Option<SignedGeneration>) {
-        let Some(current) = current else { return (Plan::Immediate, None) };
-        let plan = stored.plan_of(current.number());
-        let released = match &plan {
-            Plan::Rollout(order) if !stored.is_released(current) => order.base.clone(),
-            _ => current.clone(),
-        };
-        (plan, Some(released))
+    ) -> Result<(Plan, Option<SignedGeneration>), CommitError> {
+        let Some(current) = current else { return Ok((Plan::unwatched(), None)) };
+        let stored = Stored::decode(parts.store.records(ROLLOUT, b"")?, &parts.keys)?;
+        match stored.plan_of(current.number()) {
+            Plan::Rollout(order) => {
+                let released = if stored.is_released(current) { current } else { &order.base };
+                Ok((Plan::Rollout(order.clone()), Some(released.clone())))
+            }
+            Plan::Immediate { .. } => {
+                let base = Self::base_of(parts, rollbacks, current)?.map(Box::new);
+                Ok((Plan::Immediate { base }, Some(current.clone())))
+            }
+        }
+    }
+
+    /// The generation to return to if a node's check fails on the current one, which went to all nodes at
+    /// once. `None` if the current one is such a return itself.
+    fn base_of(
+        parts: &Parts,
+        rollbacks: &Rollbacks,
+        current: &SignedGeneration,
+    ) -> Result<Option<SignedGeneration>, CommitError> {
+        if rollbacks.hold().is_some_and(|hold| hold.generation == current.number()) {
+            return Ok(None);
+        }
+        let generations = parts.store.generations()?.into_iter().map(|stored| stored.generation);
+        let Some(number) = rollbacks.previous(current.generation(), generations) else { return Ok(None) };
+        let stored = parts.store.generation(number)?;
+        Ok(stored.map(|stored| parts.keys.verify(&stored.record, &stored.signature)).transpose()?)
     }
 
     /// The newest generation whose rollout has ended well.
@@ -46,17 +97,22 @@ impl Sealer {
         let (kind, policy) = match how {
             How::Default => (Kind::Commit, self.parts.policies.default_policy().clone()),
             How::Policy(name) => (Kind::Commit, self.parts.policies.get(name)?.clone()),
-            How::Now => return Ok(Plan::Immediate),
+            How::Now => return Ok(self.watched()),
             How::Rollback => (Kind::Rollback, Policy::rollback()),
             // The rollout starts again under the new number.
             How::Again if self.supersedes().is_some() => return Ok(self.plan.clone()),
-            How::Again => return Ok(Plan::Immediate),
+            How::Again => return Ok(Plan::unwatched()),
         };
         self.check_groups(&policy)?;
         match self.released() {
             Some(base) if !policy.is_immediate() => Ok(Plan::Rollout(Box::new(Order { kind, policy, base }))),
-            _ => Ok(Plan::Immediate),
+            _ => Ok(self.watched()),
         }
+    }
+
+    /// To every node at once, and back if a node's own check fails.
+    fn watched(&self) -> Plan {
+        Plan::Immediate { base: self.released().map(Box::new) }
     }
 
     /// Checks that the groups of a policy exist.
@@ -154,7 +210,7 @@ impl Sealer {
             self.parts.store.writer()?,
             self.base_kept(),
             generation,
-            (Some(rollbacks), Plan::Immediate),
+            (Some(rollbacks), Plan::unwatched()),
         )
     }
 }

@@ -230,6 +230,16 @@ impl Rollout {
         }
     }
 
+    /// The failed rollout of a generation that went to every node at once; `None` unless the check of one in
+    /// service failed on it, and the node returned. One on which nothing has passed yet does not return.
+    pub fn failed_at_once(target: Target, base: Target, nodes: &[Node<'_>], now_ms: i64) -> Option<Self> {
+        let returned = nodes.iter().filter(|node| node.linked != Some(target));
+        let (reason, missing) = failed_check(returned, target)?;
+        let mut rollout = Self::start(Kind::Commit, target, base, Policy::each(), now_ms);
+        rollout.fail(reason, missing, now_ms);
+        Some(rollout)
+    }
+
     fn gather(&mut self, nodes: &[Node<'_>], now_ms: i64) {
         if now_ms < self.deadline_ms && nodes.iter().any(|node| !node.connected) {
             return;

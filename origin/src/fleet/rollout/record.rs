@@ -25,9 +25,18 @@ const VERSION: u32 = 1;
 /// How a sealed generation goes to the nodes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Plan {
-    /// To every node at once.
-    Immediate,
+    /// To every node at once. `base` is published again if a node's own check fails on it soon.
+    Immediate {
+        base: Option<Box<SignedGeneration>>,
+    },
     Rollout(Box<Order>),
+}
+
+impl Plan {
+    /// To every node at once, and never withdrawn: rollbacks and withdrawals.
+    pub fn unwatched() -> Self {
+        Self::Immediate { base: None }
+    }
 }
 
 /// A rollout that is to start.
@@ -101,7 +110,7 @@ impl Stored {
     pub fn plan_of(&self, number: GenerationNumber) -> Plan {
         match &self.order {
             Some((of, order)) if *of == number => Plan::Rollout(Box::new(order.clone())),
-            _ => Plan::Immediate,
+            _ => Plan::unwatched(),
         }
     }
 

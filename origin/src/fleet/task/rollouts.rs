@@ -27,6 +27,8 @@ use crate::fleet::roster::Undo;
 const RECONNECT_MS: i64 = 5_000;
 /// Shortest and longest pause between two runs of a policy's check.
 const CHECK_PAUSE_MS: (i64, i64) = (250, 10_000);
+/// Age at which a generation that went to every node at once is no longer withdrawn.
+const WATCH_MS: i64 = 3_600_000;
 /// Pause before a look that nothing else causes.
 const LOOK_AGAIN_MS: i64 = 1_000;
 
@@ -45,6 +47,12 @@ struct Current {
     durable: Rollout,
 }
 
+/// A generation that went to every node at once, while the nodes' own checks can still withdraw it.
+struct Watched {
+    generation: Arc<SignedGeneration>,
+    base: Arc<SignedGeneration>,
+}
+
 /// Run of a policy's check, for a generation in a phase.
 struct CheckRun {
     number: u64,
@@ -56,6 +64,9 @@ struct CheckRun {
 pub(super) struct Steering {
     stored: Stored,
     current: Option<Current>,
+    watched: Option<Watched>,
+    /// Order to withdraw the newest generation, which was watched.
+    withdrawal: Option<Withdrawal>,
     released: Option<Arc<SignedGeneration>>,
     newest: Option<u64>,
     /// The newest rollout that has ended, of an earlier generation.
@@ -80,6 +91,8 @@ impl Steering {
         Self {
             stored,
             current: None,
+            watched: None,
+            withdrawal: None,
             released: None,
             newest: None,
             last: None,
@@ -120,9 +133,15 @@ impl Steering {
         let now = self.now_ms();
         self.last = self.current.take().map(|c| RolloutStatus::new(&c.rollout, &[])).or(self.last.take());
         self.newest = Some(generation.number().get());
-        let Plan::Rollout(order) = &publication.plan else {
-            self.released = Some(generation.clone());
-            return;
+        (self.watched, self.withdrawal) = (None, None);
+        let order = match &publication.plan {
+            Plan::Rollout(order) => order,
+            Plan::Immediate { base } => {
+                let (generation, base) = (generation.clone(), base.as_deref().cloned().map(Arc::new));
+                self.watched = base.map(|base| Watched { generation: generation.clone(), base });
+                self.released = Some(generation);
+                return;
+            }
         };
         let base = Arc::new(order.base.clone());
         let started =
@@ -168,6 +187,7 @@ impl Steering {
         let now = self.now_ms();
         let Some(current) = self.current.as_mut() else {
             self.wake_at = None;
+            self.watch(nodes, now);
             self.publish(nodes);
             return None;
         };
@@ -191,6 +211,29 @@ impl Steering {
         });
         self.publish(nodes);
         record
+    }
+
+    /// Whether a generation that went to every node at once may still be withdrawn.
+    pub(super) fn is_watching(&self) -> bool {
+        self.watched.is_some()
+    }
+
+    /// Withdraws the watched generation if a node's own check fails on it. Ends watching when every node in
+    /// service has passed, or the generation is old: a node that comes much later fails alone.
+    fn watch(&mut self, nodes: &[Node<'_>], now: i64) {
+        let Some(Watched { generation, base }) = &self.watched else { return };
+        let of = target(generation);
+        let has_aged = now.saturating_sub(generation.generation().created_ms) > WATCH_MS;
+        let serves = |node: &&Node<'_>| node.connected && !node.pinned && !node.drained;
+        let mut serving = nodes.iter().filter(serves).peekable();
+        if has_aged || serving.peek().is_some() && serving.all(|node| node.has_live(of)) {
+            self.watched = None;
+        } else if let Some(failed) = Rollout::failed_at_once(of, target(base), nodes, now) {
+            let reason = failed.reason.clone().unwrap_or_default();
+            self.withdrawal = Some(Withdrawal { number: of.number, base: base.clone(), reason });
+            self.last = Some(RolloutStatus::new(&failed, nodes));
+            self.watched = None;
+        }
     }
 
     fn start_check(&mut self, nodes: &[Node<'_>]) {
@@ -242,7 +285,7 @@ impl Steering {
             newest: self.newest,
             released: self.released.clone(),
             rollout: of_current.or_else(|| self.last.clone()),
-            withdrawal,
+            withdrawal: withdrawal.or_else(|| self.withdrawal.clone()),
             retained: roots.unwrap_or_default(),
         };
         self.view.send_if_modified(|shown| {

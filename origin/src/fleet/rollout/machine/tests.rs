@@ -367,3 +367,19 @@ fn a_participant_that_refuses_after_a_restart_is_a_failure() {
         (Phase::Failed, &["a (it refuses this tree)".into()][..])
     );
 }
+
+#[test]
+fn what_went_to_all_at_once_fails_when_a_node_in_service_returned_from_it() {
+    let mut nodes = ["a", "b"].map(node);
+    let failed = |nodes: &[Node<'_>]| Rollout::failed_at_once(NEW, GOOD, nodes, NOW);
+    assert_eq!(failed(&nodes), None);
+    link(&mut nodes[0]);
+    nodes[0].check = Some((NEW, CheckOutcome::Failed, "502"));
+    assert_eq!(failed(&nodes), None, "nothing has passed there, or it has not returned yet");
+    nodes[0].linked = Some(GOOD);
+    let rollout = failed(&nodes).unwrap();
+    assert_eq!((rollout.phase, rollout.policy.name.as_str()), (Phase::Failed, "each"));
+    assert_eq!(rollout.reason.as_deref(), Some("the check failed on a: 502"));
+    nodes[0].drained = true;
+    assert_eq!(failed(&nodes), None);
+}

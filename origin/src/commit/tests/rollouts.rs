@@ -1,0 +1,91 @@
+//! Generations that go to every node at once: no record, and a withdrawal if a node's own check fails.
+
+use syncd_shared::{CheckOutcome, CheckStatus};
+
+use super::*;
+use crate::fleet::rollout::record::ROLLOUT;
+use crate::fleet::{Attachment, FleetView, Greeting, Report};
+
+async fn node(origin: &Running, live: &SignedGeneration) -> Attachment {
+    let greeting = Greeting { live: Some(live.clone()), ..Default::default() };
+    origin.fleet().attach(peer(), greeting).await.unwrap()
+}
+
+async fn activated(node: &Attachment, generation: &SignedGeneration) {
+    let (generation, root) = (generation.number(), generation.root_hash());
+    node.report(Report::Activated { generation, root, spare_misses: 0, hook_due: false }).await;
+}
+
+/// The node's check fails on a generation, and the node returns.
+async fn returned(node: &Attachment, from: &SignedGeneration, to: &SignedGeneration) {
+    let check = |outcome, returned_to| CheckStatus {
+        generation: from.number().get(),
+        root: from.root_hash(),
+        outcome,
+        returned_to,
+        output: "502".to_owned(),
+    };
+    activated(node, from).await;
+    node.report(Report::Check(check(CheckOutcome::Running, None))).await;
+    node.report(Report::Check(check(CheckOutcome::Failed, Some(to.number().get())))).await;
+    activated(node, to).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_returns_withdraws_what_went_to_all_nodes_at_once() {
+    let site = Site::new(3);
+    let origin = site.serve(Trigger::Manual).await;
+    let good = sealed(commit(&origin).await);
+    let node = node(&origin, &good).await;
+    site.write("f0", "bad");
+    let bad = sealed(commit(&origin).await);
+    returned(&node, &bad, &good).await;
+    let view = until(&origin, "the withdrawal", |view| number_of(view) == 3).await;
+    assert_eq!(view.current.unwrap().root_hash(), good.root_hash());
+    assert_eq!(view.hold.and_then(|hold| hold.withdrawn), Some(bad.number()));
+    // The same failure on the tree of before withdraws nothing any more.
+    let current = origin.committer().view().borrow().current.clone().unwrap();
+    returned(&node, &current, &good).await;
+    site.write("f0", "better");
+    assert_eq!(sealed(commit(&origin).await).number().get(), 4);
+    node.detach().await;
+    origin.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_comes_when_all_others_have_passed_returns_alone() {
+    let site = Site::new(3);
+    let origin = site.serve(Trigger::Manual).await;
+    let good = sealed(commit(&origin).await);
+    let node = node(&origin, &good).await;
+    site.write("f0", "new");
+    let new = sealed(commit(&origin).await);
+    let mut rollout = origin.fleet().rollout();
+    drop(tokio::time::timeout(SOON, rollout.wait_for(|view| view.newest == Some(2))).await.unwrap().unwrap());
+    activated(&node, &new).await;
+    let (generation, root) = (new.number().get(), new.root_hash());
+    let (outcome, output) = (CheckOutcome::Passed, String::new());
+    node.report(Report::Check(CheckStatus { generation, root, outcome, returned_to: None, output })).await;
+    let mut fleet = origin.fleet().view();
+    let passed = |fleet: &Arc<FleetView>| fleet.agents.iter().any(|agent| agent.check.is_some());
+    drop(tokio::time::timeout(SOON, fleet.wait_for(passed)).await.unwrap().unwrap());
+    returned(&node, &new, &good).await;
+    site.write("f0", "newer");
+    let next = sealed(commit(&origin).await);
+    assert_eq!(next.number().get(), 3, "nothing was withdrawn before");
+    node.detach().await;
+    origin.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_goes_to_all_nodes_at_once_writes_no_record_of_a_rollout() {
+    let site = Site::new(3);
+    let origin = site.serve(Trigger::Manual).await;
+    for content in ["one", "two"] {
+        site.write("f0", content);
+        sealed(commit(&origin).await);
+    }
+    origin.stop().await;
+    let store = Store::open(&site.data()).unwrap();
+    assert!(store.records(ROLLOUT, b"").unwrap().is_empty());
+}
