@@ -460,6 +460,15 @@ impl Rollout {
         (self.phase.is_running() && self.paused_ms.is_none()).then_some(self.deadline_ms)
     }
 
+    /// Whether the node is to count as behind the others until it has the generation. One that takes part in
+    /// the flip does not: all of a step would stop being ready at once.
+    fn leaves_behind(&self, node: &Node<'_>) -> bool {
+        let step = self.participants.step_of(node, &self.policy);
+        let flips_along =
+            self.phase == Phase::Flipping && step == self.step && node.is_ready_for(self.target);
+        self.policy.flip == Flip::Together && node.linked != Some(self.target) && !flips_along
+    }
+
     /// The generation that a node is to have in this state.
     pub fn want(&self, node: &Node<'_>) -> Want {
         if node.pinned {
@@ -482,7 +491,7 @@ impl Rollout {
         if is_on
             && (self.phase == Phase::Released || self.participants.step_of(node, &self.policy) < self.flipped)
         {
-            return Want::New { activate: true, flipped: self.policy.flip == Flip::Together };
+            return Want::New { activate: true, flipped: self.leaves_behind(node) };
         }
         Want::New { activate: has_it, flipped: false }
     }

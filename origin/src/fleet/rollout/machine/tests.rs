@@ -62,7 +62,7 @@ fn all_stage_and_flip_when_the_last_has_staged() {
     stage(&mut nodes[1..]);
     rollout.look(&nodes, NOW);
     assert_eq!((rollout.phase, activates(&rollout, &nodes).as_str()), (Phase::Flipping, "ab"));
-    assert_eq!(rollout.want(&nodes[0]), Want::New { activate: true, flipped: true });
+    assert_eq!(rollout.want(&nodes[0]), Want::New { activate: true, flipped: false });
     nodes.iter_mut().for_each(link);
     nodes[1].is_live = false;
     rollout.look(&nodes, NOW);
@@ -98,6 +98,7 @@ fn with_quorum_at_the_deadline_the_rest_flips_and_a_straggler_knows_that_it_is_b
     nodes[..2].iter_mut().for_each(link);
     rollout.look(&nodes, NOW + 61_000);
     assert_eq!(rollout.phase, Phase::Flipping, "the straggler has time until the deadline");
+    assert_eq!(rollout.want(&nodes[2]), Want::New { activate: true, flipped: true });
     rollout.look(&nodes, NOW + 120_000);
     assert_eq!(
         (rollout.phase, rollout.missing.as_slice()),
@@ -248,7 +249,7 @@ fn who_joins_or_returns_gets_what_its_peers_have() {
     nodes[2].linked = Some(GOOD);
     assert_eq!(rollout.want(&nodes[2]), Want::New { activate: false, flipped: false });
     // The canary comes back with an empty disk.
-    nodes[0].linked = None;
+    (nodes[0].linked, nodes[0].staged) = (None, None);
     assert_eq!(rollout.want(&nodes[0]), Want::New { activate: true, flipped: true });
 }
 
