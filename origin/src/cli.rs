@@ -11,6 +11,7 @@ mod watch;
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -293,6 +294,7 @@ async fn serve_until_signal(serve: Serve) -> anyhow::Result<ExitCode> {
         publish: serve.publish.map(|url| PublishOptions {
             url,
             fenced: serve.fenced,
+            deposed: Arc::default(),
             bwlimit: serve.publish_bwlimit,
         }),
         purge: serve.purge.map(|command| PurgeOptions { command, sites: serve.purge_site }),

@@ -349,7 +349,9 @@ fn an_origin_is_restored_from_its_keys_and_the_object_store() {
             .map(str::to_owned)
     });
     assert!(error.contains("deposed"), "{error}");
-    zombie.commit();
+    write(&old_tree, "index.html", "from the old origin");
+    let refused = zombie.cli("commit", &["--allow-mass-deletion"]);
+    assert!(refused.code == Some(1) && refused.stderr.contains("deposed"), "{refused:#?}");
     assert_eq!(follower.live_generation(), Some(last + TAKEN_OVER + 1));
 }
 

@@ -5,11 +5,12 @@ mod signing;
 
 use std::collections::BTreeSet;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Waker};
 
 use syncd_shared::diff::DiffError;
 use syncd_shared::generation::check_label;
+use syncd_shared::published::fencing::Reason;
 use syncd_shared::{RootEntry, SignedGeneration, TreePath};
 
 use tokio_util::sync::CancellationToken;
@@ -76,6 +77,8 @@ pub struct Sealer {
     promotion: Option<Promotion>,
     /// `None` unless `--fenced`.
     fence: Option<FencedCommits>,
+    /// Set when another origin was found to be promoted: nothing is committed from then on.
+    deposed: Arc<OnceLock<Reason>>,
     /// `None` unless `--mtime distinct`.
     distinct: Option<DistinctTimes>,
     /// Files that got a later second in the tree that is about to be sealed.
@@ -115,6 +118,7 @@ impl Sealer {
             rollbacks,
             promotion,
             fence: None,
+            deposed: Arc::default(),
             distinct,
             retimed: SomeFiles::default(),
             times: ChangedTimes::default(),
@@ -123,9 +127,9 @@ impl Sealer {
         })
     }
 
-    /// Commits through the object store from now on.
-    pub fn with_fence(self, fence: Option<FencedCommits>) -> Self {
-        Self { fence, ..self }
+    /// Commits through the object store from now on, where there is a fence, and nothing once it is deposed.
+    pub fn with_fence(self, fence: Option<FencedCommits>, deposed: Arc<OnceLock<Reason>>) -> Self {
+        Self { fence, deposed, ..self }
     }
 
     pub fn current(&self) -> Option<&SignedGeneration> {

@@ -24,13 +24,14 @@ mod updates;
 mod upload;
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use syncd_runtime::bucket::{Bucket, BucketUrl};
 use syncd_runtime::rate::Rate;
 use syncd_shared::SignedGeneration;
 use syncd_shared::limits::REASON_MAX_BYTES;
+use syncd_shared::published::fencing::Reason;
 use syncd_shared::text::{error_chain, one_line};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -60,6 +61,8 @@ pub struct PublishOptions {
     pub url: BucketUrl,
     /// `--fenced`.
     pub fenced: bool,
+    /// Set when another origin was found to be promoted.
+    pub deposed: Arc<OnceLock<Reason>>,
     /// `--publish-bwlimit`.
     pub bwlimit: Option<Rate>,
 }
@@ -141,6 +144,9 @@ impl Task {
             };
             if self.shutdown.is_cancelled() {
                 return;
+            }
+            if let Err(PublishError::Held(reason @ Reason::Deposed { .. })) = &published {
+                let _ = self.publisher.options.deposed.set(*reason);
             }
             failures = show(&self.view, published, failures);
             tokio::select! {

@@ -9,12 +9,13 @@ mod upkeep;
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use syncd_runtime::own_directory;
 use syncd_runtime::rate::Bucket;
 use syncd_shared::limits::PATH_MAX_BYTES;
+use syncd_shared::published::fencing::Reason;
 use syncd_shared::text::one_line;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -163,7 +164,7 @@ impl Origin {
             gate: gate.clone(),
             cancel: shutdown.clone(),
         })?;
-        let sealer = sealer.with_fence(self.fence()?);
+        let sealer = sealer.with_fence(self.fence()?, self.deposed());
         if let Some(current) = sealer.current() {
             fleet.publish(current.clone(), sealer.current_plan().clone());
         }
@@ -174,6 +175,10 @@ impl Origin {
             }
         });
         Ok(Core { planner, fleet, watch, new_directories, gate, committer })
+    }
+
+    fn deposed(&self) -> Arc<OnceLock<Reason>> {
+        self.options.publish.as_ref().map(|publish| publish.deposed.clone()).unwrap_or_default()
     }
 
     fn fence(&self) -> Result<Option<FencedCommits>, StartError> {

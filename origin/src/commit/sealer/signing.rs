@@ -6,6 +6,7 @@ use syncd_shared::{Generation, GenerationNumber, RootEntry, SignedGeneration};
 use super::{How, Sealer};
 use crate::clock::now_ms;
 use crate::commit::outcome::{CommitError, Outcome};
+use crate::publish::FenceError;
 
 impl Sealer {
     /// Takes a signed trust document, whose keys count from now on, and signs the current tree with them.
@@ -40,6 +41,9 @@ impl Sealer {
         root: RootEntry,
         label: String,
     ) -> Result<SignedGeneration, CommitError> {
+        if let Some(reason) = self.deposed.get() {
+            return Err(FenceError::from(*reason).into());
+        }
         let keys = &self.parts.keys;
         let trust = keys.trust();
         let document = trust.document();
