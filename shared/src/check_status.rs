@@ -22,7 +22,7 @@ pub enum CheckOutcome {
     /// The check failed before the switch, on the generation that is live. The new one is not to blame, and
     /// stays staged.
     FailedBefore,
-    /// The generation failed, and so did what the node returned to.
+    /// The generation failed, and so did what the node returned to. Without a return: what was live before.
     FailedOnBoth,
 }
 
@@ -101,6 +101,9 @@ impl CheckStatus {
             }
             CheckOutcome::FailedBefore => Some(format!(
                 "not switched: the check fails on generation {generation}, which is live: {output}"
+            )),
+            CheckOutcome::FailedOnBoth if self.returned_to.is_none() => Some(format!(
+                "the check fails on both: on what was live, and on generation {generation}: {output}"
             )),
             CheckOutcome::FailedOnBoth => Some(format!(
                 "the check fails on both: on generation {generation}, and after the return{returned}: {output}"

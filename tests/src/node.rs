@@ -9,7 +9,7 @@
 //! intact. Once the origin answers, the agent must converge, `verify` must find nothing, and nothing may be
 //! left over.
 
-mod returns;
+pub mod returns;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -361,6 +361,11 @@ impl Node {
     }
 
     fn end_at(&mut self, scenario: &Scenario, case: Case) -> Option<Point> {
+        self.cut_at(scenario, case).0
+    }
+
+    /// Runs the scenario up to the case's call. Returns the call, and all that were made.
+    fn cut_at(&mut self, scenario: &Scenario, case: Case) -> (Option<Point>, Vec<Point>) {
         let policy = move |point: &Point| match (point.ordinal == case.ordinal, case.after) {
             (false, _) => Verdict::Pass,
             (true, false) => Verdict::FreezeBefore,
@@ -377,7 +382,13 @@ impl Node {
         }
         traced.kill();
         self.origin_answers(true);
-        if frozen { traced.points().into_iter().nth(case.ordinal - 1) } else { None }
+        let mut made = traced.points();
+        if !frozen {
+            return (None, made);
+        }
+        let point = made.get(case.ordinal - 1).cloned();
+        made.truncate(if case.after { case.ordinal } else { case.ordinal - 1 });
+        (point, made)
     }
 
     /// Time at which the origin last heard from the agent, and the live generation reported then; `None`: it

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use syncd_tests::edits::{Edits, write};
 use syncd_tests::hub::{Errand, Hub};
 use syncd_tests::mounts::Mount;
+use syncd_tests::node::returns::is_switch;
 use syncd_tests::node::{Case, End, Node, RECOVERY_LIMIT, Rights, Scenario, Shown};
 use syncd_tests::process::tool;
 use syncd_tests::tracer::Point;
@@ -48,6 +49,9 @@ const REPEATS: usize = 10;
 
 /// Number of cases of each of the origin's scenarios, unless `SYNCD_SWEEP` is set.
 const ORIGIN_SHARE: usize = 20;
+
+/// Number of cases from the switch to a generation that fails until the return, unless `SYNCD_SWEEP` is set.
+const RETURN_SHARE: usize = 24;
 
 /// Number of cuts without restoring the image.
 const CHAIN: usize = 16;
@@ -453,6 +457,40 @@ fn planted_bugs_are_caught() {
         let (tried, complaint) = caught.unwrap_or_else(|| panic!("the planted bug {bug} was not caught"));
         println!("{bug}: caught by case {tried}: {complaint}");
     }
+}
+
+#[test]
+fn a_cut_in_a_trial_or_a_return_neither_keeps_nor_readmits_what_failed() {
+    let mut random = Seeded::announced("returns");
+    let scene = Scene::in_memory("sweep-returns");
+    let mount = Mount::ext4(&scene.path("disk"), 64);
+    let (mut node, scenario) = Node::with_check(&scene, mount, Rights::User);
+    let points = node.count(&scenario);
+    let switches: Vec<usize> =
+        points.iter().filter(|point| is_switch(point)).map(|point| point.ordinal).collect();
+    let [tried, returned] = switches[..] else { panic!("a switch and a return: {switches:?} of {points:?}") };
+    // From the last steps of the switch to the end of the return, and a few of the work around it.
+    let (near, far): (Vec<_>, Vec<_>) = points
+        .into_iter()
+        .partition(|point| (tried.saturating_sub(4)..returned + 4).contains(&point.ordinal));
+    let share = share(RETURN_SHARE);
+    let mut cases = choose(&near, share, Lane::ALL, &mut random);
+    cases.extend(choose(&far, share.map(|share| share / 4), Lane::ALL, &mut random));
+    let (mut fired, mut complaints) = (0, Vec::new());
+    for case in &cases {
+        make_way();
+        match node.run_return(&scenario, *case) {
+            Ok(shown) => fired += usize::from(shown.point.is_some()),
+            Err(complaint) => complaints.push(complaint),
+        }
+    }
+    println!("returns: {} calls from switch to return, {} cases, {fired} fired", near.len(), cases.len());
+    assert_none(&complaints);
+    assert!(fired * 10 >= cases.len() * 9, "the scenario is not repeatable: {fired} of {}", cases.len());
+    node.planted = Some("refused-in-record");
+    let at_end = Case { ordinal: usize::MAX, after: false, end: End::Kill, linger: Duration::ZERO };
+    let complaint = node.run_return(&scenario, at_end).expect_err("the planted bug");
+    println!("refused-in-record: {complaint}");
 }
 
 /// Cuts an update right before its switch, reverts one of its changes and builds another update. Returns the

@@ -63,6 +63,11 @@ impl Replica {
                     self.slots.pass(true)?;
                 }
             }
+            Decision::Stay(tried) => {
+                if self.slots.live().is_some_and(|live| live.root_hash() == tried.root) {
+                    self.slots.end_trial()?;
+                }
+            }
             Decision::Refuse(generation, reason) => {
                 self.slots.refuse(Refusal { generation, reason, since_ms: now_ms() })?;
             }

@@ -19,7 +19,8 @@ impl Node {
         node.agent.start();
         node.poll("generation 4 to pass", |node| {
             let status = node.agent.cli("status", &["--json"]);
-            let check = &status.json()["check"];
+            let status: serde_json::Value = serde_json::from_str(&status.stdout).unwrap_or_default();
+            let check = &status["check"];
             if check["outcome"] == "passed" { Ok(()) } else { Err(format!("{check}")) }
         })
         .unwrap_or_else(|complaint| panic!("{complaint}"));
@@ -30,14 +31,15 @@ impl Node {
         (node, Scenario { name: "return", returns: true, ..scenario })
     }
 
-    /// Runs the scenario up to the case's call, ends it there, and judges what is left. `returned`: the call
-    /// by which `live` leaves the failed generation.
-    pub fn run_return(&mut self, scenario: &Scenario, case: Case, returned: usize) -> Result<Shown, String> {
-        let point = self.end_at(scenario, case);
+    /// Runs the scenario up to the case's call, ends it there, and judges what is left.
+    pub fn run_return(&mut self, scenario: &Scenario, case: Case) -> Result<Shown, String> {
+        let (point, made) = self.cut_at(scenario, case);
+        // To the generation that fails, and back.
+        let has_returned = made.iter().filter(|point| is_switch(point)).count() >= 2;
         if case.end == End::PowerCut {
             self.mount.power_up();
         }
-        let shown = self.judge_return(scenario, point.clone(), returned);
+        let shown = self.judge_return(scenario, point.clone(), has_returned);
         if self.agent.is_running() {
             self.agent.kill9();
         }
@@ -52,12 +54,12 @@ impl Node {
         &mut self,
         scenario: &Scenario,
         point: Option<Point>,
-        returned: usize,
+        has_returned: bool,
     ) -> Result<Shown, String> {
         let (good, failed) = (scenario.live, self.newest());
         let live = self.complete(good)?;
         self.previous_is_whole()?;
-        if point.as_ref().is_none_or(|point| point.ordinal > returned) {
+        if has_returned {
             let list = self.agent.root.join("state/refused");
             let list = std::fs::read_to_string(&list).map_err(|error| format!("state/refused: {error}"))?;
             if !list.contains(&format!("\"number\":{failed}")) {
@@ -90,6 +92,11 @@ impl Node {
         self.verifies()?;
         Ok(Shown { point, live, recovery, processor })
     }
+}
+
+/// Whether `live` is switched by this call.
+pub fn is_switch(point: &Point) -> bool {
+    point.call == "renameat" && point.path.contains("web1/live.next")
 }
 
 fn refuses(status: &AgentStatus, number: u64) -> bool {

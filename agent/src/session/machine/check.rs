@@ -3,7 +3,9 @@
 //! | phase | when | passes | fails |
 //! | --- | --- | --- | --- |
 //! | before | a generation is staged, and what is live has passed | it may be switched to | `FAILED_BEFORE`; the tree stays staged; retried |
+//! | before | the same, but the content is held since an earlier switch: a rollback | the same | `FAILED_BEFORE`; switched to all the same, *doubted* |
 //! | trial | the live generation is on trial, its hook has succeeded | it is good, the trial is over | it is refused: the node returns to the good one at once |
+//! | trial | the same, of a doubted one | the same | `FAILED_ON_BOTH`; the node stays, and the trial is over |
 //! | trial | the same, but nothing has passed here yet | the same | reported and retried; a newer generation may replace it |
 //! | returned | the node has returned after a failure, the hook has succeeded | nothing | `FAILED_ON_BOTH`; the node stays |
 //!
@@ -39,6 +41,8 @@ pub(super) struct Checks {
     runs: u64,
     /// The staged generation that may be switched to, because the check has passed on this live root.
     cleared: Option<(RootHash, (GenerationNumber, RootHash))>,
+    /// Root that was switched to although the check failed before. A failure after it blames neither.
+    doubted: Option<RootHash>,
     retry: Backoff,
     pub(super) retry_at: Option<Instant>,
     /// The failure after which the node has returned, until the check has run for the root it returned to.
@@ -55,6 +59,7 @@ impl Checks {
             running: None,
             runs: 0,
             cleared: None,
+            doubted: None,
             retry: Backoff::new(Duration::from_secs(1), Duration::from_secs(15)),
             retry_at: None,
             returned: None,
@@ -205,6 +210,10 @@ impl Machine {
             }
             (Phase::Trial, Err(output)) => {
                 tracing::warn!(generation = named.number, error = output, "the check failed");
+                if self.checks.doubted == Some(named.root) {
+                    self.set_check(named, CheckOutcome::FailedOnBoth, None, output);
+                    return self.decisions_due.push_back(Decision::Stay(named));
+                }
                 self.set_check(named, CheckOutcome::Failed, None, output.clone());
                 match self.replica.decisions.good {
                     Some(_) => self.decisions_due.push_back(Decision::Refuse(named, output)),
@@ -213,12 +222,16 @@ impl Machine {
             }
             (Phase::Before, Ok(())) => {
                 self.checks.retry.reset();
-                self.checks.cleared = self.staged.map(|staged| (named.root, staged));
+                self.clear_staged(named, None);
                 self.set_check(named, CheckOutcome::Passed, None, String::new());
             }
             (Phase::Before, Err(output)) => {
                 tracing::warn!(generation = named.number, error = output, "the check fails on what is live");
                 self.set_check(named, CheckOutcome::FailedBefore, None, output);
+                let held = self.staged.map(|staged| staged.1).filter(|root| self.is_held(*root));
+                if held.is_some() {
+                    return self.clear_staged(named, held);
+                }
                 self.checks.retry_at = Some(now + self.checks.retry.pause());
             }
             (Phase::Returned, Ok(())) => self.checks.returned = None,
@@ -230,6 +243,17 @@ impl Machine {
                 }
             }
         }
+    }
+
+    /// Lets the staged generation be switched to from `live`.
+    fn clear_staged(&mut self, live: Named, doubted: Option<RootHash>) {
+        self.checks.cleared = self.staged.map(|staged| (live.root, staged));
+        self.checks.doubted = doubted;
+    }
+
+    /// Whether a tree that was live before has this root.
+    fn is_held(&self, root: RootHash) -> bool {
+        self.replica.held.iter().any(|held| held.root_hash() == root)
     }
 
     /// The live generation has passed, or has another number and had passed before.

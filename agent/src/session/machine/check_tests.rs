@@ -167,6 +167,7 @@ impl Node {
         let decisions = &mut self.state.decisions;
         match decision {
             Decision::Pass(_) => (decisions.good, decisions.trial) = (live, None),
+            Decision::Stay(_) => decisions.trial = None,
             Decision::Refuse(generation, reason) => {
                 decisions.refuse(Refusal { generation, reason, since_ms: 0 });
             }
@@ -556,4 +557,40 @@ fn a_withdrawal_waits_for_no_trial_and_no_check() {
     let renamed = renamed.sign(&node.key);
     node.announce_this(&renamed, true);
     assert_eq!((node.live(), node.check.is_none()), (4, true));
+}
+
+#[test]
+fn a_return_between_greeting_and_welcome_is_explained_before_it_is_reported() {
+    let mut node = Node::new();
+    node.switch_to(2);
+    node.apply(Event::Lost("gone".into()));
+    node.wait(20);
+    node.told();
+    // The hello has named generation 2.
+    node.check(Phase::Trial, Err("broken"));
+    assert_eq!(node.live(), 1);
+    node.welcome();
+    assert_eq!(node.told(), ["Failed 2 1", "activated 1"]);
+}
+
+#[test]
+fn a_rollback_is_not_held_back_by_what_it_mends_and_not_blamed_for_the_weather() {
+    for mends in [true, false] {
+        let mut node = Node::new();
+        node.switch_to(2);
+        node.check(Phase::Trial, Ok(()));
+        let mut rollback = generation(&node.key, 1).generation().clone();
+        rollback.number = GenerationNumber::new(3).unwrap();
+        node.announce_this(&rollback.sign(&node.key), false);
+        node.told();
+        node.check(Phase::Before, Err("502"));
+        assert_eq!(node.live(), 3);
+        node.check(Phase::Trial, if mends { Ok(()) } else { Err("502") });
+        assert_eq!((node.live(), node.refused()), (3, Vec::new()));
+        assert_eq!(node.state.decisions.trial, None);
+        assert_eq!(node.state.decisions.good.unwrap().number, if mends { 3 } else { 2 });
+        let last = if mends { "Passed 3 0" } else { "FailedOnBoth 3 0" };
+        assert_eq!(node.told().last().unwrap(), last);
+        assert!(node.check.is_none() && node.command.is_none());
+    }
 }

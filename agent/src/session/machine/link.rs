@@ -97,7 +97,9 @@ impl Machine {
         tracing::info!(generation, "connected to the origin");
         self.tell_at = self.tell_at.map(|_| now);
         if self.replica.live.as_ref().map(|l| (l.number(), l.root_hash())) != self.shown {
-            // It was activated after the hello was sent.
+            // It was activated after the hello was sent. A failed check or a pin explains a lower number.
+            self.tell_check(out);
+            self.tell_standing(out);
             self.say_activated(out);
         }
         if self.replica.drift != self.shown_drift {

@@ -132,6 +132,8 @@ pub enum Decision {
     Pass(Named),
     /// The generation has failed its check, with this failure.
     Refuse(Named, String),
+    /// The trial of the generation is over, without a result.
+    Stay(Named),
     /// The refusals of this number are forgotten.
     Accept(u64),
     /// `drain` and `undrain` on the node.
