@@ -6,6 +6,7 @@ mod configuration;
 mod key;
 mod passphrase;
 mod printer;
+mod summary;
 mod watch;
 
 use std::io::IsTerminal as _;
@@ -27,14 +28,15 @@ use syncd_shared::byte_size::ByteSize;
 use crate::admin;
 use crate::admin::RolloutAction;
 use crate::admin::offline::{DataDirectory, join_address};
-use crate::admin::protocol::{NodeRequest, Reply, Request};
+use crate::admin::protocol::{NodeRequest, Reply, Request, Wait};
 use crate::fleet::rollout::Policies;
 use crate::service::{self, PublishOptions, PurgeOptions, ServeOptions, StoodBy};
 use crate::store::Retention;
 
 pub use self::arguments::{Cli, HTTP, LISTEN, join_wait};
-use self::arguments::{Command, NodeArgs, RolloutCommand, Serve, TokenAction, TriggerName};
+use self::arguments::{Command, Json, NodeArgs, Report, RolloutCommand, Serve, TokenAction, TriggerName};
 use self::printer::{Print, Printer, described};
+use self::summary::Summary;
 
 /// Runs a parsed command line to its end.
 pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
@@ -76,10 +78,30 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             check_backup_is_here(&directory)?;
             Ok(code)
         }
-        Command::Commit { data, label, wait, allow_mass_deletion, rescan, rollout, now, json } => {
+        Command::Commit { data, dry_run: true, json, .. } => {
+            let request = Request::Diff { from: None, to: None, pending: true };
+            ask(&data.data, request, Print { dry_run: true, ..Print::of(&json) }).await
+        }
+        Command::Commit {
+            data,
+            label,
+            wait,
+            allow_mass_deletion,
+            rescan,
+            rollout,
+            now,
+            report,
+            json,
+            ..
+        } => {
             let wait = wait.request();
             let request = Request::Commit { label, allow_mass_deletion, rescan, rollout, now, wait };
-            ask(&data.data, request, Print::of(&json)).await
+            reported(&data.data, request, &report, &json).await
+        }
+        Command::Wait { generation, data, timeout, require_all, report, json } => {
+            let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+            let request = Request::Wait { generation, wait: Wait { timeout_ms, require_all } };
+            reported(&data.data, request, &report, &json).await
         }
         Command::Status { data, json, watch: true, .. } if !json.json && std::io::stdout().is_terminal() => {
             watch::watch(&data.data).await
@@ -147,6 +169,13 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+/// Like [`ask`], with what a pipeline wants to know of a commit.
+async fn reported(data: &Path, request: Request, report: &Report, json: &Json) -> anyhow::Result<ExitCode> {
+    let summary = report.summary.as_deref().map(Summary::open).transpose()?;
+    let print = Print { events: report.events, ..Print::of(json) };
+    ask_with(data, request, print, summary).await
 }
 
 async fn order(node: NodeArgs, order: NodeRequest) -> anyhow::Result<ExitCode> {
@@ -352,7 +381,17 @@ async fn answers(data: &Path, request: Request) -> anyhow::Result<Vec<Reply>> {
 
 /// Sends the request to the origin that serves `data`, or answers it from `data` if none does.
 async fn ask(data: &Path, request: Request, print: Print) -> anyhow::Result<ExitCode> {
+    ask_with(data, request, print, None).await
+}
+
+async fn ask_with(
+    data: &Path,
+    request: Request,
+    print: Print,
+    summary: Option<Summary>,
+) -> anyhow::Result<ExitCode> {
     let mut printer = Printer::new(print, &request);
+    printer.summary = summary;
     match local_socket::request::<_, Reply>(&admin::socket_path(data), &request).await {
         Ok(mut replies) => {
             while let Some(reply) = replies.next().await? {

@@ -58,7 +58,7 @@ pub enum Ended {
 impl ShellCommand<'_> {
     /// Blocks until the command has ended. An error: it could not be started.
     pub fn run(self) -> io::Result<Ended> {
-        let mark = Mark::new();
+        let mark = Mark::unique();
         let mut command = Command::new("sh");
         for name in processes::withheld(std::env::vars_os().map(|(name, _)| name)) {
             command.env_remove(name);
@@ -128,8 +128,9 @@ fn last_of(text: &str) -> String {
     match line.len().checked_sub(OUTPUT_MAX_BYTES) {
         None | Some(0) => line,
         Some(excess) => {
-            let from = line.ceil_char_boundary(excess.saturating_add(cut.len()));
-            format!("{cut}{}", line.get(from..).unwrap_or_default())
+            let from = excess.saturating_add(cut.len());
+            let rest = (from..line.len()).find_map(|from| line.get(from..));
+            format!("{cut}{}", rest.unwrap_or_default())
         }
     }
 }

@@ -1,8 +1,10 @@
 //! Programs in front of the web servers of nodes, with the files in packaging/: Varnish on the node and in
-//! front of all nodes, HAProxy.
+//! front of all nodes, HAProxy, keepalived.
 
 #[path = "balancers/haproxy.rs"]
 mod haproxy;
+#[path = "balancers/keepalived.rs"]
+mod keepalived;
 
 use std::fs;
 use std::path::{Path, PathBuf};

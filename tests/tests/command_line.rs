@@ -168,6 +168,39 @@ fn commit_prints_the_number_alone_and_nodes_on_standard_error() {
 }
 
 #[test]
+fn a_pipeline_gets_a_dry_run_events_and_a_summary_and_can_wait_later() {
+    let (scene, origin) = site("pipeline");
+    (0..90).for_each(|n| write(&origin.tree, &format!("page-{n}.html"), "text"));
+    let dry = origin.cli("commit", &["--dry-run"]).expect_success();
+    assert!(dry.stdout.contains("added") && dry.stdout.contains("page-7.html"), "{dry:#?}");
+    assert_eq!(origin.status().generation, None, "nothing was published");
+
+    let _agent = Agent::started(&scene, &origin, "web1");
+    origin.wait_connected(&["web1"]);
+    let file = scene.path("summary.md");
+    fs::write(&file, "# the job\n").expect("write a file");
+    let summary = file.to_str().expect("a path of text");
+    let arguments = ["-m", "<b>7</b>", "--wait", "--events", "--summary", summary];
+    let outcome = origin.cli("commit", &arguments).expect_success();
+    let events: Vec<serde_json::Value> =
+        outcome.stdout.lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect();
+    let of = |name: &str| events.iter().find(|event| event["event"] == name).expect("the event");
+    assert_eq!((&of("generation")["generation"], &of("node")["result"]), (&1.into(), &"live".into()));
+    assert_eq!(events.last(), Some(&serde_json::json!({"event": "done", "code": 0})), "{events:#?}");
+    let text = fs::read_to_string(&file).expect("read the summary");
+    assert!(text.starts_with("# the job\n### syncd: generation 1 (&lt;b>7&lt;/b>): done\n"), "{text}");
+    assert!(text.contains("| web1 | live | "), "{text}");
+
+    assert_eq!(origin.cli("wait", &["1", "--require-all"]).expect_success().stdout, "1\n");
+    origin.cli("wait", &["9"]).expect_refusal(&["9"]);
+    // A commit that the guard would hold, before it is made.
+    (0..90).for_each(|n| fs::remove_file(origin.tree.join(format!("page-{n}.html"))).expect("remove a page"));
+    let refused = origin.cli("commit", &["--dry-run", "--json"]).expect_code(1);
+    assert!(refused.stderr.contains("not published: "), "{refused:#?}");
+    assert_eq!(origin.status().generation, Some(1));
+}
+
+#[test]
 fn waiting_says_with_exit_code_3_that_it_is_not_live_everywhere() {
     let (scene, origin) = site("wait");
     let outcome = origin.cli("commit", &["--wait=2s"]).expect_code(3);

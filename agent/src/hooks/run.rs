@@ -75,7 +75,7 @@ impl Hook {
     ) -> Result<(), HookError> {
         let hook = self.name;
         let failed = |source| HookError::Start { hook, source };
-        let mark = Mark::new();
+        let mark = Mark::unique();
         let mut command = Command::new("sh");
         for name in processes::withheld(std::env::vars_os().map(|(name, _)| name)) {
             command.env_remove(name);

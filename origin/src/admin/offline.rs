@@ -220,6 +220,7 @@ impl DataDirectory {
                 Reply::Error { message: message.into() }
             }
             Request::Commit { .. }
+            | Request::Wait { .. }
             | Request::Rollback { .. }
             | Request::Rollout { .. }
             | Request::Publish { .. } => {

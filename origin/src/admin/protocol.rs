@@ -49,6 +49,8 @@ pub enum Request {
         /// `--wait`, `--require-all`.
         wait: Option<Wait>,
     },
+    /// `wait`.
+    Wait { generation: u64, wait: Wait },
     /// `rollback`.
     Rollback {
         /// The generation whose tree is published again. Without it, the one before the generation in effect.
@@ -304,6 +306,16 @@ pub enum Reply {
     Damage {
         /// Description and location.
         damage: String,
+    },
+    /// State of waiting, for a person.
+    Waiting {
+        /// One line.
+        text: String,
+    },
+    /// Answer to `diff --pending`: a commit would be refused.
+    WouldHold {
+        /// One line.
+        reason: String,
     },
     /// A remark for a person, which is not part of the result.
     Remark {

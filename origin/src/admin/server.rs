@@ -183,6 +183,7 @@ impl Admin {
                 }
                 self.published(answer, wait, replies).await
             }
+            Request::Wait { generation, wait } => self.wait_for(generation, wait, replies).await,
             Request::Rollback { generation: Some(0), .. } => {
                 Reply::Error { message: "generations are numbered from 1".into() }
             }
@@ -294,7 +295,7 @@ impl Admin {
             self.committer.view().borrow().current.as_ref().map(|current| current.generation().root);
         let current = current.unwrap_or_else(RootEntry::empty);
         if let Some(reason) = &found.refused {
-            replies.send(Reply::Remark { text: format!("not published: {reason}") }).await;
+            replies.send(Reply::WouldHold { reason: reason.to_string() }).await;
         }
         let told = self
             .on_data(replies, move |directory, lines| directory.diff_pending(&current, &found, lines))
@@ -360,6 +361,19 @@ impl Admin {
         }
     }
 
+    /// Waits for a generation that was sealed earlier.
+    async fn wait_for(&self, number: u64, wait: Wait, replies: &mut Replies) -> Reply {
+        let found = self.on_data(replies, move |directory, _| directory.generation(number)).await;
+        let generation = match found {
+            Some(Ok(generation)) => generation,
+            Some(Err(error)) => return Reply::Error { message: error_chain(&error) },
+            None => return Reply::Error { message: "the answer was interrupted".into() },
+        };
+        let live = LiveWait::new(&generation, wait.require_all, &self.fleet.view().borrow());
+        replies.send(Reply::Generation(GenerationLine::new(&generation, true))).await;
+        Reply::Done { code: self.wait(live, wait, replies).await }
+    }
+
     /// Waits until every awaited agent has the generation live or has failed. Returns the exit code.
     async fn wait(&self, mut live: LiveWait, wait: Wait, replies: &mut Replies) -> u8 {
         let (mut fleet, mut origin) = (self.fleet.view(), self.committer.view());
@@ -390,7 +404,7 @@ impl Admin {
                 _ = remarks.tick() => {
                     let running = rollout.borrow().running().map(|rollout| format!("rollout of {rollout}"));
                     if let Some(text) = running.or_else(|| live.remark(&agents)) {
-                        replies.send(Reply::Remark { text }).await;
+                        replies.send(Reply::Waiting { text }).await;
                     }
                 }
                 () = &mut deadline, if progress != Progress::Running => break,

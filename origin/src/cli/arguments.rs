@@ -76,7 +76,14 @@ Examples:
 
 A commit ends the hold that a rollback leaves.
 
-Exit codes: 0 success; 1 failure; 3 sealed, but not live on every node that was waited for.";
+Exit codes: 0 success; 1 failure, nothing was sealed; 2 wrong usage; 3 sealed, but not live on every node that \
+was waited for. With --dry-run: 0 a commit would be taken, 1 it would be refused.";
+const WAIT_HELP: &str = "\
+Examples:
+  number=$(syncd-origin commit) && syncd-origin wait $number
+  syncd-origin wait 42 --timeout 10m --summary \"$GITHUB_STEP_SUMMARY\"
+
+Exit codes: 0 the generation or a later one is live on every node that was waited for; 1 failure; 3 it is not.";
 
 const STATUS_HELP: &str = "\
 Examples:
@@ -264,6 +271,30 @@ pub(super) enum Command {
         /// running.
         #[arg(long, conflicts_with = "rollout")]
         now: bool,
+        /// Publish nothing: list what a commit would change, with the sum, and say whether it would be
+        /// refused.
+        #[arg(long, conflicts_with_all = ["wait", "rollout", "now", "rescan", "label", "events", "summary"])]
+        dry_run: bool,
+        #[command(flatten)]
+        report: Report,
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Wait until a generation, or a later one, is live on the nodes.
+    #[command(after_help = WAIT_HELP)]
+    Wait {
+        /// Number of the generation.
+        generation: u64,
+        #[command(flatten)]
+        data: Data,
+        /// Time to wait.
+        #[arg(long, default_value = "60s", value_name = "TIME", value_parser = parse_time)]
+        timeout: Duration,
+        /// Fail if an enrolled node is unreachable.
+        #[arg(long)]
+        require_all: bool,
+        #[command(flatten)]
+        report: Report,
         #[command(flatten)]
         json: Json,
     },
@@ -453,6 +484,7 @@ impl Command {
             | Self::Token { data, .. }
             | Self::Key { data, .. }
             | Self::Commit { data, .. }
+            | Self::Wait { data, .. }
             | Self::Status { data, .. }
             | Self::History { data, .. }
             | Self::Events { data, .. }
@@ -475,6 +507,17 @@ impl Command {
         };
         Some(&data.data)
     }
+}
+
+/// Reports of a commit for the steps of a pipeline.
+#[derive(Debug, Args)]
+pub(super) struct Report {
+    /// Print each event as a line of JSON when it happens: the generation, each node, and the end.
+    #[arg(long, conflicts_with = "json")]
+    pub(super) events: bool,
+    /// File to which a report in Markdown is appended.
+    #[arg(long, value_name = "FILE")]
+    pub(super) summary: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -1,6 +1,7 @@
 //! Prints the daemon's replies, as text or as JSON.
 
 use std::fmt;
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use syncd_shared::text::{counted, error_chain};
 
 use super::arguments::Json;
 use super::key;
+use super::summary::Summary;
 use crate::admin::protocol::{DiffLine, GenerationLine, HistoryLine, NodeLine, Reply, Request, TokenLine};
 use crate::admin::status::{Status, Verdict};
 use crate::fleet::live_wait::{NodeResult, seconds};
@@ -25,6 +27,10 @@ pub(super) struct Print {
     pub(super) stat: bool,
     /// `--check`: sets the exit code from the state.
     pub(super) check: bool,
+    /// `--events`: prints each event as a line of JSON.
+    pub(super) events: bool,
+    /// `--dry-run`: a commit that would be refused sets the exit code.
+    pub(super) dry_run: bool,
 }
 
 impl Print {
@@ -39,6 +45,18 @@ struct Published<'a> {
     #[serde(flatten)]
     generation: Option<&'a GenerationLine>,
     nodes: &'a [NodeLine],
+}
+
+/// One line of `--events`.
+#[derive(Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+enum Event<'a> {
+    Generation(&'a GenerationLine),
+    Node(&'a NodeLine),
+    Waiting { text: &'a str },
+    Remark { text: &'a str },
+    Done { code: u8 },
+    Error { message: &'a str },
 }
 
 /// Output of `diff --stat`.
@@ -111,6 +129,13 @@ pub(super) struct Printer {
     pub(super) verdict: Option<Verdict>,
     /// Error of writing the generation's number.
     pub(super) unwritten: Option<OutputError>,
+    /// `--summary`.
+    pub(super) summary: Option<Summary>,
+    pub(super) remarks: Vec<String>,
+    /// Reason why a commit would be refused.
+    refused: bool,
+    /// Whether the line of the terminal is one that the next one replaces.
+    is_line_open: bool,
 }
 
 impl Printer {
@@ -121,7 +146,10 @@ impl Printer {
         };
         Self {
             print,
-            publishes: matches!(request, Request::Commit { .. } | Request::Rollback { .. }),
+            publishes: matches!(
+                request,
+                Request::Commit { .. } | Request::Rollback { .. } | Request::Wait { .. }
+            ),
             compares: matches!(request, Request::Diff { .. }),
             label,
             generation: None,
@@ -130,7 +158,39 @@ impl Printer {
             lines: 0,
             verdict: None,
             unwritten: None,
+            summary: None,
+            remarks: Vec::new(),
+            refused: false,
+            is_line_open: false,
         }
+    }
+
+    /// Prints a line of `--events`. Without it, does nothing.
+    fn event(&self, event: &Event<'_>) -> anyhow::Result<()> {
+        if self.print.events {
+            output::line(serde_json::to_string(event)?)?;
+        }
+        Ok(())
+    }
+
+    /// Prints a line for a person, in place of one that was to be replaced.
+    fn note(&mut self, text: impl fmt::Display) {
+        if std::mem::take(&mut self.is_line_open) {
+            eprint!("\r\x1b[K");
+        }
+        note(text);
+    }
+
+    /// Shows what is waited for: on a terminal in one line that changes.
+    fn waiting(&mut self, text: &str) -> anyhow::Result<()> {
+        self.event(&Event::Waiting { text })?;
+        if std::io::stderr().is_terminal() {
+            eprint!("\r\x1b[K{text}");
+            self.is_line_open = true;
+        } else {
+            note(text);
+        }
+        Ok(())
     }
 
     /// Prints a line, after a header on the first call. `*` marks the published generation.
@@ -157,6 +217,7 @@ impl Printer {
     /// Prints the number of a generation, alone, and remarks on standard error.
     fn generation(&mut self, line: GenerationLine) {
         if !self.print.json
+            && !self.print.events
             && let Err(error) = output::line(line.generation)
         {
             // The generation is sealed even if nobody reads its number, and is still waited for.
@@ -187,7 +248,7 @@ impl Printer {
             let is_live = node.result == NodeResult::Live;
             is_live.then(|| format!(" after {}", seconds(Duration::from_millis(node.after_ms))))
         };
-        note(format_args!("{}{result}{}", node.name, error.or_else(after).unwrap_or_default()));
+        self.note(format_args!("{}{result}{}", node.name, error.or_else(after).unwrap_or_default()));
         self.nodes.push(node);
     }
 
@@ -207,7 +268,12 @@ impl Printer {
 
     /// Prints the rest of the output after the last reply, and returns the exit code.
     fn end(&mut self, code: u8) -> anyhow::Result<ExitCode> {
-        let Print { json, stat, check } = self.print;
+        let Print { json, stat, check, dry_run, .. } = self.print;
+        let code = if dry_run && self.refused { 1 } else { code };
+        self.event(&Event::Done { code })?;
+        if let Some(summary) = self.summary.take() {
+            summary.write(self.generation.as_ref(), &self.nodes, &self.remarks, code)?;
+        }
         if self.publishes && json {
             let published = Published { generation: self.generation.as_ref(), nodes: &self.nodes };
             output::line(serde_json::to_string(&published)?)?;
@@ -241,8 +307,19 @@ impl Printer {
                     output::line(Status::to_text(&status).trim_end())?;
                 }
             }
-            Reply::Generation(line) => self.generation(line),
-            Reply::Node(node) => self.node(node),
+            Reply::Generation(line) => {
+                self.event(&Event::Generation(&line))?;
+                self.generation(line);
+            }
+            Reply::Node(node) => {
+                self.event(&Event::Node(&node))?;
+                self.node(node);
+            }
+            Reply::Waiting { text } => self.waiting(&text)?,
+            Reply::WouldHold { reason } => {
+                self.refused = true;
+                note(format_args!("not published: {reason}"));
+            }
             Reply::Token { token, about, address } => {
                 let TokenLine { id, expires, uses_left, .. } = about;
                 let agents = counted(uses_left.into(), "agent", "agents");
@@ -280,9 +357,24 @@ impl Printer {
                 note(format_args!("{} of {}", HumanBytes(bytes), HumanBytes(total_bytes)));
             }
             Reply::Damage { damage } => output::line(format_args!("damaged: {damage}"))?,
-            Reply::Remark { text } => note(text),
-            Reply::Done { code } => return Ok(Some(self.end(code)?)),
-            Reply::Error { message } => bail!(message),
+            Reply::Remark { text } => {
+                self.event(&Event::Remark { text: &text })?;
+                self.note(&text);
+                self.remarks.push(text);
+            }
+            Reply::Done { code } => {
+                if std::mem::take(&mut self.is_line_open) {
+                    eprint!("\r\x1b[K");
+                }
+                return Ok(Some(self.end(code)?));
+            }
+            Reply::Error { message } => {
+                self.event(&Event::Error { message: &message })?;
+                if let Some(summary) = self.summary.take() {
+                    summary.write(None, &[], std::slice::from_ref(&message), 1)?;
+                }
+                bail!(message)
+            }
         }
         Ok(None)
     }

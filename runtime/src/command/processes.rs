@@ -28,7 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub struct Mark(String);
 
 impl Mark {
-    pub fn new() -> Self {
+    pub fn unique() -> Self {
         static RUNS: AtomicU64 = AtomicU64::new(0);
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let run = RUNS.fetch_add(1, Ordering::Relaxed);
