@@ -152,6 +152,7 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Group { node, group } => order(node, NodeRequest::Group { group }).await,
         Command::Forget(node) => order(node, NodeRequest::Forget).await,
         Command::Revoke { data, agent } => ask(&data.data, Request::Revoke { agent }, Print::default()).await,
+        Command::Page { data } => ask(&data.data, Request::Page, Print::default()).await,
         Command::Check { data } => ask(&data.data, Request::Check, Print::default()).await,
         Command::Publish { data, action } => {
             let (request, print) = action.request();
@@ -310,6 +311,7 @@ async fn serve_until_signal(serve: Serve) -> anyhow::Result<ExitCode> {
             Some(http) => http,
             None => HTTP.parse().context("the default of --http")?,
         },
+        page_listen: serve.page_listen,
         trigger,
         poll: serve.poll,
         mtime: serve.mtime,

@@ -44,7 +44,7 @@ use rustls::ServerConfig;
 use rustls::pki_types::CertificateDer;
 use syncd_runtime::key_file::{self, FileError};
 use syncd_runtime::own_directory::{self, Access, DirectoryError};
-use syncd_runtime::tls::{Admit, OriginTls, TlsError, server_config};
+use syncd_runtime::tls::{Admit, OriginTls, TlsError, page_config, server_config};
 use syncd_shared::ed25519::{SigningKey, VerifyingKey};
 use syncd_shared::generation::GenerationError;
 use syncd_shared::identity::authority::{
@@ -368,6 +368,16 @@ impl Keys {
     /// TLS configuration of the listener.
     pub fn server_tls(&self, admit: Admit) -> Result<Arc<ServerConfig>, TlsError> {
         server_config(self.tls.clone(), admit)
+    }
+
+    /// TLS configuration of the page for browsers. It shows the same certificate.
+    pub fn page_tls(&self) -> Result<Arc<ServerConfig>, TlsError> {
+        page_config(self.tls.clone())
+    }
+
+    /// SHA-256 of the certificate that is shown now.
+    pub fn certificate_sha256(&self) -> String {
+        self.tls.sha256()
     }
 
     /// Extends the life of the authority if less than a third of it is left. One that does not hold today is

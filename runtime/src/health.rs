@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use axum::Router;
@@ -16,8 +17,11 @@ use axum::routing::get;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 /// Maximum number of open connections.
@@ -61,6 +65,35 @@ pub fn line(
 
 /// Answers requests for the pages of `router` until `stop`, then closes open connections.
 pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
+    serve_each(listener, stop, |stream| answer_on(stream, router.clone())).await;
+}
+
+/// Like [`serve`], inside TLS.
+pub async fn serve_tls(
+    listener: TcpListener,
+    tls: Arc<ServerConfig>,
+    router: Router,
+    stop: CancellationToken,
+) {
+    let acceptor = TlsAcceptor::from(tls);
+    serve_each(listener, stop, |stream| {
+        let (acceptor, router) = (acceptor.clone(), router.clone());
+        async move {
+            match tokio::time::timeout(HEAD_TIMEOUT, acceptor.accept(stream)).await {
+                Ok(Ok(stream)) => answer_on(stream, router).await,
+                Ok(Err(error)) => tracing::debug!(%error, "a handshake of a page failed"),
+                Err(_) => {}
+            }
+        }
+    })
+    .await;
+}
+
+async fn serve_each<F: Future<Output = ()> + Send + 'static>(
+    listener: TcpListener,
+    stop: CancellationToken,
+    answer: impl Fn(TcpStream) -> F,
+) {
     // Dropped on return, which closes every connection.
     let mut connections = Connections::default();
     loop {
@@ -70,7 +103,7 @@ pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToke
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, _)) => connections.open(answer_on(stream, router.clone())),
+            Ok((stream, _)) => connections.open(answer(stream)),
             Err(error) => {
                 tracing::debug!(%error, "a health connection was not accepted");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -80,7 +113,7 @@ pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToke
 }
 
 /// Serves one connection until the client closes it or its time is over. Errors affect no other connection.
-async fn answer_on(stream: TcpStream, router: Router) {
+async fn answer_on(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, router: Router) {
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)

@@ -1,4 +1,4 @@
-//! Every TLS configuration: TLS 1.3 with the ring provider, ALPN `h2`, no resumption.
+//! Every TLS configuration: TLS 1.3 with the ring provider, ALPN `h2` (pages: `http/1.1`), no resumption.
 //!
 //! Resumption is disabled at both ends: a resumed session does not show its certificate again, so a revoked
 //! one would stay in use. Agents know the authority's certificate from the trust document.
@@ -24,6 +24,7 @@ use syncd_shared::generation::TreeId;
 use syncd_shared::identity::authority::{AuthorityKey, PeerIdentity, key_of_authority, peer_identity};
 
 const ALPN: &[u8] = b"h2";
+const ALPN_OF_PAGES: &[u8] = b"http/1.1";
 
 /// Called in every handshake with a certificate issued by the authority, valid now or not. `false` (revoked)
 /// refuses it. Runs on the runtime's threads and must not block.
@@ -109,6 +110,14 @@ impl OriginTls {
         Ok(())
     }
 
+    /// SHA-256 of the certificate that is shown now, as browsers print it: `AB:CD:...`.
+    pub fn sha256(&self) -> String {
+        let current = self.current();
+        let certificate = current.served.cert.first().map(|certificate| certificate.as_ref());
+        let digest = ring::digest::digest(&ring::digest::SHA256, certificate.unwrap_or_default());
+        digest.as_ref().iter().map(|byte| format!("{byte:02X}")).collect::<Vec<_>>().join(":")
+    }
+
     fn current(&self) -> Arc<Handshake> {
         self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -152,6 +161,18 @@ pub fn server_config(own: Arc<OriginTls>, admit: Admit) -> Result<Arc<ServerConf
         .with_client_cert_verifier(Arc::new(AdmittedAgents { own: own.clone(), admit }))
         .with_cert_resolver(own);
     config.alpn_protocols = vec![ALPN.to_vec()];
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(Arc::new(config))
+}
+
+/// Configuration for browsers: the origin's certificate, and none of the client.
+pub fn page_config(own: Arc<OriginTls>) -> Result<Arc<ServerConfig>, TlsError> {
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13])?
+        .with_no_client_auth()
+        .with_cert_resolver(own);
+    config.alpn_protocols = vec![ALPN_OF_PAGES.to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(Arc::new(config))

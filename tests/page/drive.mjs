@@ -4,6 +4,7 @@
 //   node drive.mjs visit URL [{"width":..,"height":..,"dark":..,"shot":FILE,"axe":..,"copy":..,"wait":TEXT}]
 //   node drive.mjs follow URL TEXT      waits until the page says TEXT, without being loaded again
 //   node drive.mjs frame URL            embeds the page in a stranger's page
+//   node drive.mjs login URL TEXT       opens a login link and waits until the page says TEXT
 //   node drive.mjs rebind URL           asks for the page under a stranger's name
 import { createServer } from "node:http";
 import { readFileSync } from "node:fs";
@@ -17,6 +18,7 @@ const tell = (step) => console.log(JSON.stringify(step));
 const browser = await puppeteer.launch({
   executablePath: process.env.SYNCD_CHROMIUM ?? "/usr/bin/chromium",
   args: ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--host-resolver-rules=MAP evil.example 127.0.0.1"],
+  acceptInsecureCerts: true,
   protocolTimeout: LIMIT,
   timeout: LIMIT,
 });
@@ -93,6 +95,16 @@ const scenes = {
     const frames = await Promise.all(page.frames().slice(1).map((frame) => frame.evaluate(() => document.documentElement.innerText)));
     stranger.close();
     tell({ frames, ...noted });
+  },
+
+  async login() {
+    const { page, noted } = await opened();
+    await page.goto(url, { waitUntil: "load" });
+    await page.waitForFunction((text) => document.body?.innerText.includes(text), {}, argument);
+    await page.waitForSelector("#link[data-on]");
+    const cookies = await page.cookies();
+    const readable = await page.evaluate(() => document.cookie);
+    tell({ cookies: cookies.map(({ name, httpOnly, secure, sameSite }) => ({ name, httpOnly, secure, sameSite })), readable, ...noted });
   },
 
   async rebind() {

@@ -121,7 +121,9 @@ struct Browser {
 impl Browser {
     fn start(scene: &str, address: &str, argument: &str) -> Self {
         let mut node = Command::new("node");
-        node.arg(driver()).args([scene, &format!("http://{address}"), argument]);
+        let url =
+            if address.starts_with("https://") { address.to_owned() } else { format!("http://{address}") };
+        node.arg(driver()).args([scene, &url, argument]);
         let mut child = node.stdout(Stdio::piped()).spawn().expect("start node");
         let steps = BufReader::new(child.stdout.take().expect("its output"));
         Self { child, steps }
@@ -237,6 +239,66 @@ fn an_open_page_follows_the_fleet_and_outlives_the_origin() {
     origin.cli("commit", &["-m", "released meanwhile"]).expect_success();
     let seen = browser.step();
     assert_eq!((&seen["step"], &seen["once"]), (&json!("seen"), &json!(true)), "{seen}");
+}
+
+/// An answer inside TLS: status line, headers and body.
+fn answer_in_tls(url: &str, cookie: &str) -> String {
+    let mut curl = Command::new("curl");
+    curl.args(["--silent", "--insecure", "--include", "--max-time", "60", "--cookie", cookie, url]);
+    run_within(&mut curl, Duration::from_secs(90)).stdout
+}
+
+#[test]
+fn elsewhere_a_login_link_is_needed_and_good_once() {
+    let scene = Scene::new("page-login");
+    let tree = scene.new_directory("tree");
+    std::fs::write(tree.join("index.html"), "hello").unwrap();
+    let options = ["--trigger", "manual", "--page-listen", "127.0.0.1:0"];
+    let mut origin = Origin::create(&scene, &tree).with_options(&options);
+    origin.start();
+    origin.cli("commit", &["-m", "a label to steal"]).expect_success();
+    let link = || origin.cli("page", &[]).expect_success();
+    let made = link();
+    assert!(made.stderr.contains("SHA-256 "), "{}", made.stderr);
+    let made = made.only_line().to_owned();
+    let (site, _) = made.split_once("/login/").expect("a login link");
+    assert!(site.starts_with("https://127.0.0.1:"), "{made}");
+
+    // A planted cookie opens nothing, before the login and after it.
+    let planted = "__Host-syncd=0123456789abcdef";
+    for path in ["/", "/history", "/generation/1", "/live/fleet", "/generation/1/file/index.html"] {
+        for cookie in ["a=b", planted] {
+            let answer = answer_in_tls(&format!("{site}{path}"), cookie);
+            assert!(answer.starts_with("HTTP/1.1 401"), "{path}: {answer}");
+            assert!(!answer.contains("steal") && !answer.to_lowercase().contains("set-cookie"), "{answer}");
+        }
+    }
+    let login = answer_in_tls(&made, planted);
+    let cookie = login.lines().find_map(|line| line.strip_prefix("set-cookie: ")).expect("a cookie");
+    let (pair, rest) = cookie.split_once(';').expect("attributes");
+    assert!(!pair.contains("0123456789abcdef") && pair.len() > 60, "{cookie}");
+    for attribute in ["Path=/", "Secure", "HttpOnly", "SameSite=Strict"] {
+        assert!(rest.contains(attribute), "{cookie}");
+    }
+    assert!(answer_in_tls(site, pair).contains("a label to steal"));
+    assert!(answer_in_tls(site, planted).starts_with("HTTP/1.1 401"));
+    // Neither the link nor a guess is good again, and guesses are limited.
+    assert!(answer_in_tls(&made, "a=b").starts_with("HTTP/1.1 401"));
+    let guess = || answer_in_tls(&format!("{site}/login/guess"), "a=b");
+    assert!((0..30).any(|_| guess().starts_with("HTTP/1.1 429")));
+    let another = link().only_line().to_owned();
+    assert!(answer_in_tls(&another, "a=b").starts_with("HTTP/1.1 200"));
+    assert!(!http::get(site.trim_start_matches("https://"), "/").is_ok_and(|answer| answer.status == 200));
+
+    let seen = Browser::start("login", link().only_line(), "a label to steal").step();
+    assert_eq!(seen["errors"], json!([]), "{seen}");
+    let kept = json!([{"name": "__Host-syncd", "httpOnly": true, "secure": true, "sameSite": "Strict"}]);
+    assert_eq!((&seen["cookies"], &seen["readable"]), (&kept, &json!("")), "{seen}");
+    origin.kill9();
+    origin.start();
+    let new_site = origin.cli("page", &[]).expect_success().only_line().to_owned();
+    let (new_site, _) = new_site.split_once("/login/").expect("a login link");
+    assert!(answer_in_tls(new_site, pair).starts_with("HTTP/1.1 401"), "a restart ends sessions");
 }
 
 #[test]

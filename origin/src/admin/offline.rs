@@ -18,7 +18,7 @@ use time::OffsetDateTime;
 
 use crate::admin::key_requests;
 use crate::admin::protocol::{
-    ChangeCounts, DiffLine, GenerationLine, HistoryLine, Reply, Request, TokenLine,
+    ChangeCounts, DiffLine, GenerationLine, HistoryLine, PageLine, Reply, Request, TokenLine,
 };
 use crate::admin::rollout_requests::node_order;
 use crate::admin::status::{AgentStatus, HoldStatus, PublishStatus, PurgeStatus, Status};
@@ -35,6 +35,7 @@ use crate::fleet::registry::Registry;
 use crate::fleet::{RecordError, TokenView, token_id};
 use crate::keys::{Keys, KeysError};
 use crate::overlap;
+use crate::page::{Access, AccessError};
 use crate::state::Snapshot;
 use crate::store::{CheckReport, Damage, OpenStoreError, Store, StoreError, UnsavedDirectories};
 
@@ -219,7 +220,8 @@ impl DataDirectory {
                     "no origin stands by in this data directory: start `syncd-origin serve --standby` first";
                 Reply::Error { message: message.into() }
             }
-            Request::Commit { .. }
+            Request::Page
+            | Request::Commit { .. }
             | Request::Wait { .. }
             | Request::Rollback { .. }
             | Request::Rollout { .. }
@@ -245,6 +247,11 @@ impl DataDirectory {
     /// The answer to `token` while agents are served at `bound`.
     pub fn token(&self, token: &JoinToken, ttl_s: u64, uses: u32, bound: Option<SocketAddr>) -> Reply {
         token_reply(token, ttl_s, uses, &self.keys, bound)
+    }
+
+    /// The answer to `page`.
+    pub fn page_link(&self, access: &Access) -> Result<PageLine, AccessError> {
+        access.line(self.keys.host(), &self.keys)
     }
 
     fn backup(&self, to: &Path, lines: &mut dyn FnMut(Reply) -> bool) -> Result<(), BackupError> {

@@ -119,6 +119,8 @@ pub enum Request {
     Publish { action: PublishAction },
     /// `promote`.
     Promote,
+    /// `page`.
+    Page,
     /// `key show`.
     Keys,
     /// `key rotate`.
@@ -288,6 +290,8 @@ pub enum Reply {
     Publish(PublishStatus),
     /// Answer to `key show`.
     Keys(Box<KeysLine>),
+    /// Answer to `page`.
+    Page(PageLine),
     /// Answer to `key rotate`: the document to be signed.
     Document { text: String },
     /// Answer to `token list`: one usable token.
@@ -329,6 +333,17 @@ pub enum Reply {
         /// One line with the next step.
         message: String,
     },
+}
+
+/// Address of the page.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PageLine {
+    /// A login link, if the page is served to other machines.
+    pub link: String,
+    /// SHA-256 of the certificate behind a login link, as browsers print it.
+    pub sha256: Option<String>,
+    /// End of the life of a login link, RFC 3339.
+    pub expires: Option<String>,
 }
 
 /// A join token without its secret.

@@ -25,6 +25,7 @@ use crate::fleet::live_wait::{LiveWait, MissingNode, NodeResult, WaitVerdict};
 use crate::fleet::rollout::{RolloutOrder, RolloutView};
 use crate::fleet::{Fleet, FleetError};
 use crate::line_log::Numbered;
+use crate::page::Access;
 use crate::publish::PublishAction;
 use crate::state::OriginState;
 
@@ -73,6 +74,8 @@ pub struct Admin {
     pub state: OriginState,
     pub events: Events,
     pub audit: Audit,
+    /// The ways to the page.
+    pub page: Access,
 }
 
 impl Admin {
@@ -203,6 +206,13 @@ impl Admin {
                     Err(error) => Reply::Error { message: error_chain(&error) },
                 }
             }
+            Request::Page => match self.directory.page_link(&self.page) {
+                Ok(line) => {
+                    replies.send(Reply::Page(line)).await;
+                    Reply::Done { code: 0 }
+                }
+                Err(error) => Reply::Error { message: error_chain(&error) },
+            },
             Request::Tokens => match self.fleet.tokens().await {
                 Ok(tokens) => {
                     for token in &tokens {

@@ -131,6 +131,11 @@ const CONFIG_HELP: &str = "\
 Examples:
   syncd-origin config check
   syncd-origin config show --config /etc/syncd/origin.toml -- --settle 2s";
+const PAGE_HELP: &str = "\
+Examples:
+  syncd-origin page
+
+A login lasts for 12 hours, or until the origin is restarted.";
 const COMPLETIONS_HELP: &str = "\
 Examples:
   syncd-origin completions bash > /usr/share/bash-completion/completions/syncd-origin";
@@ -464,6 +469,13 @@ pub(super) enum Command {
         #[command(subcommand)]
         action: ConfigAction,
     },
+    /// Print the address of the page, which shows the fleet in a browser. With `serve --page-listen` it is a
+    /// login link, good once and for ten minutes.
+    #[command(after_help = PAGE_HELP)]
+    Page {
+        #[command(flatten)]
+        data: Data,
+    },
     /// Print completions for a shell.
     #[command(after_help = COMPLETIONS_HELP)]
     Completions { shell: Shell },
@@ -503,6 +515,7 @@ impl Command {
             | Self::Publish { data, .. }
             | Self::Promote { data }
             | Self::Restore { data, .. }
+            | Self::Page { data }
             | Self::Check { data } => data,
         };
         Some(&data.data)
@@ -632,6 +645,10 @@ pub(super) struct Serve {
     /// Address of the health page [default: 127.0.0.1:8874].
     #[arg(long, env = "SYNCD_ORIGIN_HTTP", value_name = "ADDR:PORT", value_parser = listen_address)]
     pub(super) http: Option<SocketAddr>,
+    /// Address of the page for other machines, with TLS and a login: see `syncd-origin page`. Without it the
+    /// page is served with the health page alone, to this machine.
+    #[arg(long, env = "SYNCD_PAGE_LISTEN", value_name = "ADDR:PORT", value_parser = listen_address)]
+    pub(super) page_listen: Option<SocketAddr>,
     /// When to publish changes.
     #[arg(long, env = "SYNCD_TRIGGER", value_enum, default_value = "settle")]
     pub(super) trigger: TriggerName,

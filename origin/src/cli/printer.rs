@@ -14,7 +14,9 @@ use syncd_shared::text::{counted, error_chain};
 use super::arguments::Json;
 use super::key;
 use super::summary::Summary;
-use crate::admin::protocol::{DiffLine, GenerationLine, HistoryLine, NodeLine, Reply, Request, TokenLine};
+use crate::admin::protocol::{
+    DiffLine, GenerationLine, HistoryLine, NodeLine, PageLine, Reply, Request, TokenLine,
+};
 use crate::admin::status::{Status, Verdict};
 use crate::fleet::live_wait::{NodeResult, seconds};
 
@@ -340,6 +342,15 @@ impl Printer {
             }
             Reply::Keys(keys) if json => output::line(serde_json::to_string(&keys)?)?,
             Reply::Keys(keys) => output::line(key::shown(&keys))?,
+            Reply::Page(PageLine { link, sha256, expires }) => {
+                if let (Some(sha256), Some(expires)) = (sha256, expires) {
+                    note(format_args!(
+                        "good once, until {expires}. The browser warns of the certificate: compare"
+                    ));
+                    note(format_args!("  SHA-256 {sha256}"));
+                }
+                output::line(link)?;
+            }
             Reply::Document { text } => output::line(text.trim_end())?,
             Reply::TokenListed(token) if json => output::line(serde_json::to_string(&token)?)?,
             Reply::TokenListed(token) => output::line(format_args!(

@@ -67,6 +67,7 @@ impl Site {
             listen: any,
             http: any,
             http_required: true,
+            page_listen: None,
             trigger,
             poll: Duration::from_secs(10),
             mtime: self.mtime,

@@ -8,26 +8,16 @@ use std::sync::Arc;
 
 use axum::Router;
 
-use crate::admin::offline::DataDirectory;
-use crate::page;
+use crate::page::Page;
 
 /// The pages of the HTTP port: health, metrics, and on a loopback address the page for people. Elsewhere that
 /// page would need a password.
-pub fn pages(
-    sources: metrics::Sources,
-    directory: Arc<DataDirectory>,
-    address: Option<SocketAddr>,
-) -> Router {
-    let (state, data) = (sources.state.clone(), sources.data.clone());
-    let health = {
-        let state = state.clone();
-        syncd_runtime::health::page(move || health::health(&state.snapshot()))
-    };
+pub fn pages(sources: metrics::Sources, page: Arc<Page>, address: Option<SocketAddr>) -> Router {
+    let state = sources.state.clone();
+    let health = syncd_runtime::health::page(move || health::health(&state.snapshot()));
     let pages = health.merge(syncd_runtime::metrics::page(move || metrics::registry(&sources)));
     match address {
-        Some(address) if address.ip().is_loopback() => {
-            pages.merge(page::on_loopback(page::Sources { directory, state, data }))
-        }
+        Some(address) if address.ip().is_loopback() => pages.merge(page.on_loopback()),
         _ => pages,
     }
 }

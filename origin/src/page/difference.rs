@@ -73,6 +73,9 @@ fn lines(old: &str, new: &str) -> Markup {
     let mut shown = Vec::new();
     let mut is_cut = false;
     for (place, group) in diff.grouped_ops(CONTEXT).iter().enumerate() {
+        if is_cut {
+            break;
+        }
         if place > 0 {
             shown.push(html! { tr.gap { td colspan="3" { "⋯" } } });
         }

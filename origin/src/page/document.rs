@@ -4,6 +4,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::assets::{EDITION, ICON, SCRIPT, STYLE};
 use super::board::{Board, View};
+use super::command::command;
 
 /// A board as a whole document.
 pub fn document(board: &Board) -> Markup {
@@ -45,6 +46,36 @@ pub fn missing() -> Markup {
         }
     };
     still("Not found", "", Place::Nowhere, &content)
+}
+
+/// Answer to a login. The page goes on by itself, so that the browser counts it as coming from here and sends
+/// the cookie.
+pub fn logged_in() -> Markup {
+    html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                title { "Logged in · syncd" }
+                link rel="stylesheet" href=(STYLE.address());
+                meta http-equiv="refresh" content="0; url=/";
+            }
+            body { main { p { "Logged in. " a href="/" { "Go to the fleet" } } } }
+        }
+    }
+}
+
+/// Answer without a session.
+pub fn log_in(is_wrong_link: bool) -> Markup {
+    let content = html! {
+        section.card {
+            h1 { "Log in" }
+            @if is_wrong_link { p { "This link was used before, or is too old." } }
+            p { "A command on the origin's machine prints a link that is good once:" }
+            p { (command("syncd-origin page")) }
+        }
+    };
+    still("Log in", "", Place::Nowhere, &content)
 }
 
 /// Entry of the navigation.

@@ -26,13 +26,16 @@ mod generation;
 mod guard;
 mod history;
 mod live;
+pub mod login;
 mod node;
 mod rollout;
 mod standing;
 mod text;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::Router;
 use axum::extract::{Path, State};
@@ -42,11 +45,14 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use maud::Markup;
 use syncd_shared::limits::PATH_MAX_BYTES;
-use syncd_shared::text::one_line;
+use syncd_shared::text::{one_line, rfc3339};
 use tokio::sync::Semaphore;
 
-use crate::admin::offline::DataDirectory;
+use crate::admin::offline::{DataDirectory, join_address};
+use crate::admin::protocol::PageLine;
+use crate::clock::now_ms;
 use crate::error_chain;
+use crate::keys::Keys;
 use crate::state::OriginState;
 
 use arrivals::Arrivals;
@@ -54,6 +60,7 @@ use board::{Boards, View};
 use document::Place;
 use history::Counts;
 use live::STREAMS_MAX;
+use login::{LINK_LIFE, Logins};
 
 /// The parts of the origin that the page reads.
 pub struct Sources {
@@ -64,7 +71,7 @@ pub struct Sources {
 }
 
 /// Everything that requests share.
-struct Page {
+pub struct Page {
     sources: Sources,
     boards: Boards,
     arrivals: Arc<Arrivals>,
@@ -77,34 +84,90 @@ struct Page {
 /// Requests that read the history at the same time. Further ones wait.
 const READERS_MAX: usize = 2;
 
-/// The routes of the page for a listener on a loopback address.
-pub fn on_loopback(sources: Sources) -> Router {
-    let arrivals = Arc::new(Arrivals::default());
-    // Ends with the origin's state.
-    tokio::spawn(arrivals.clone().watch(sources.state.clone()));
-    let page = Page {
-        sources,
-        boards: Boards::default(),
-        arrivals,
-        counts: Counts::default(),
-        streams: Arc::new(Semaphore::new(STREAMS_MAX)),
-        readers: Arc::new(Semaphore::new(READERS_MAX)),
-    };
-    Router::new()
-        .route("/", get(fleet_page))
-        .route("/nodes/{page}", get(nodes_page))
-        .route("/node/{name}", get(node_page))
-        .route("/history", get(history_page))
-        .route("/history/before/{number}", get(older_page))
-        .route("/generation/{number}", get(generation_page))
-        .route("/generation/{number}/file/{*path}", get(file_page))
-        .route("/live/fleet", get(live::fleet))
-        .route("/live/nodes/{page}", get(live::nodes))
-        .route("/live/node/{name}", get(live::node))
-        .route("/page/{asset}", get(assets::answer))
-        .with_state(Arc::new(page))
-        .layer(middleware::from_fn(guard::answers_loopback_names))
-        .layer(middleware::from_fn(guard::restrict))
+/// Ways by which people get to the page.
+#[derive(Clone, Default)]
+pub struct Access {
+    /// The HTTP port, if it is on a loopback address.
+    pub loopback: Option<SocketAddr>,
+    /// The TLS port, with its logins.
+    pub elsewhere: Option<(SocketAddr, Arc<Logins>)>,
+}
+
+/// Errors of making a link to the page.
+#[derive(Debug, thiserror::Error)]
+pub enum AccessError {
+    #[error(
+        "the page is not served: --http is on no loopback address, or its port was occupied; give \
+         `serve --page-listen`"
+    )]
+    Nowhere,
+    #[error("make a secret")]
+    Random(#[from] getrandom::Error),
+}
+
+impl Access {
+    /// A new login link, or the address on loopback.
+    pub fn line(&self, host: Option<String>, keys: &Keys) -> Result<PageLine, AccessError> {
+        if let Some((address, logins)) = &self.elsewhere {
+            let link = logins.link(Instant::now())?;
+            let link = format!("https://{}/login/{link}", join_address(host, Some(*address)));
+            let end = now_ms().saturating_add(LINK_LIFE.as_millis() as i64);
+            return Ok(PageLine {
+                link,
+                sha256: Some(keys.certificate_sha256()),
+                expires: Some(rfc3339(end)),
+            });
+        }
+        let address = self.loopback.ok_or(AccessError::Nowhere)?;
+        Ok(PageLine { link: format!("http://{address}/"), sha256: None, expires: None })
+    }
+}
+
+impl Page {
+    /// Starts to watch the fleet, until the origin stops.
+    pub fn open(sources: Sources) -> Arc<Self> {
+        let arrivals = Arc::new(Arrivals::default());
+        tokio::spawn(arrivals.clone().watch(sources.state.clone()));
+        Arc::new(Self {
+            sources,
+            boards: Boards::default(),
+            arrivals,
+            counts: Counts::default(),
+            streams: Arc::new(Semaphore::new(STREAMS_MAX)),
+            readers: Arc::new(Semaphore::new(READERS_MAX)),
+        })
+    }
+
+    /// The routes for a listener on a loopback address. They need no login.
+    pub fn on_loopback(self: Arc<Self>) -> Router {
+        self.routes()
+            .layer(middleware::from_fn(guard::answers_loopback_names))
+            .layer(middleware::from_fn(guard::restrict))
+    }
+
+    /// The routes for a listener inside TLS.
+    pub fn elsewhere(self: Arc<Self>, logins: Arc<Logins>) -> Router {
+        self.routes()
+            .merge(Router::new().route("/login/{link}", get(login::login)).with_state(logins.clone()))
+            .layer(middleware::from_fn_with_state(logins, login::require))
+            .layer(middleware::from_fn(guard::restrict))
+    }
+
+    fn routes(self: Arc<Self>) -> Router {
+        Router::new()
+            .route("/", get(fleet_page))
+            .route("/nodes/{page}", get(nodes_page))
+            .route("/node/{name}", get(node_page))
+            .route("/history", get(history_page))
+            .route("/history/before/{number}", get(older_page))
+            .route("/generation/{number}", get(generation_page))
+            .route("/generation/{number}/file/{*path}", get(file_page))
+            .route("/live/fleet", get(live::fleet))
+            .route("/live/nodes/{page}", get(live::nodes))
+            .route("/live/node/{name}", get(live::node))
+            .route("/page/{asset}", get(assets::answer))
+            .with_state(self)
+    }
 }
 
 async fn fleet_page(State(page): State<Arc<Page>>) -> Response {

@@ -3,6 +3,7 @@
 
 mod error;
 mod options;
+mod pages;
 mod sockets;
 mod standby;
 mod upkeep;
@@ -46,6 +47,7 @@ use crate::store::Store;
 use crate::watch::Watch;
 pub use error::StartError;
 pub use options::ServeOptions;
+use pages::Ports;
 use sockets::Sockets;
 pub use standby::{StoodBy, stand_by};
 
@@ -206,7 +208,7 @@ impl Origin {
     fn serve(self, core: Core, sockets: Sockets) -> Result<Running, StartError> {
         let Self { options, keys, store, shutdown, tasks } = self;
         let Core { planner, fleet, watch, new_directories, gate, committer } = core;
-        let Sockets { grpc, grpc_address, http, http_address, admin } = sockets;
+        let Sockets { grpc, grpc_address, http, http_address, page, admin } = sockets;
         let limit = options.bwlimit.map(|rate| Arc::new(Bucket::new(rate)));
         let publish = options.publish.map(|publishing| {
             let (store, keys) = (store.clone(), keys.clone());
@@ -244,15 +246,12 @@ impl Origin {
         };
         let directory =
             Arc::new(DataDirectory::new(store.clone(), keys.clone(), gate, Some(options.tree.clone())));
-        if let Some(http) = http {
-            let sources = metrics::Sources { state: state.clone(), store, keys, data: options.data.clone() };
-            let pages = crate::http::pages(sources, directory.clone(), http_address);
-            tasks.spawn(syncd_runtime::health::serve(http, pages, shutdown.clone()));
-        }
+        let sources = metrics::Sources { state: state.clone(), store, keys, data: options.data.clone() };
+        let page = Ports { http, http_address, page }.serve(sources, directory.clone(), &tasks, &shutdown)?;
         let events = Events::start(&options.data, state.clone(), shutdown.clone(), &tasks)?;
         let audit = Audit::open(&options.data)?;
         let (answered, asked) = (committer.clone(), fleet.clone());
-        let answering = Admin { directory, committer: answered, fleet: asked, state, events, audit };
+        let answering = Admin { directory, committer: answered, fleet: asked, state, events, audit, page };
         tasks.spawn(answering.serve(admin, shutdown.clone()));
         let health = http_address.map(tracing::field::display);
         tracing::info!(tree = %options.tree.display(), agents = %grpc_address, health, "serving");

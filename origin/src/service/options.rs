@@ -27,6 +27,8 @@ pub struct ServeOptions {
     pub http: SocketAddr,
     /// Whether an occupied `http` port is an error.
     pub http_required: bool,
+    /// Address of the page for other machines; port 0 selects a free one.
+    pub page_listen: Option<SocketAddr>,
     pub trigger: Trigger,
     /// `--hold-while`.
     pub hold_while: Option<TreePath>,

@@ -17,6 +17,8 @@ pub(super) struct Sockets {
     /// `None` if the default port was occupied.
     pub http: Option<TcpListener>,
     pub http_address: Option<SocketAddr>,
+    /// The page for other machines.
+    pub page: Option<(TcpListener, SocketAddr)>,
     pub admin: LocalListener,
 }
 
@@ -31,12 +33,22 @@ impl Sockets {
                 None
             }
         };
+        let page = match options.page_listen {
+            Some(address) => {
+                let hint = "another program has this port; give another --page-listen";
+                let page = bind(address, hint).await?;
+                let address = address_of(&page, address)?;
+                Some((page, address))
+            }
+            None => None,
+        };
         Ok(Self {
             grpc_address: address_of(&grpc, options.listen)?,
             http_address: http.as_ref().map(|http| address_of(http, options.http)).transpose()?,
             admin: bind_admin(options)?,
             grpc,
             http,
+            page,
         })
     }
 }

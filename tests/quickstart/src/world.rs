@@ -89,6 +89,7 @@ impl World {
                 max: Duration::from_secs(30),
                 busy_after: Duration::from_secs(300),
             },
+            page_listen: None,
             poll: Duration::from_secs(10),
             mtime: MtimePolicy::Tree,
             symlinks: SymlinkPolicy::Verbatim,
