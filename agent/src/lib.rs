@@ -8,6 +8,7 @@
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
 pub mod cli;
+mod collected;
 mod config;
 mod dialer;
 #[cfg(test)]

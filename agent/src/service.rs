@@ -34,9 +34,10 @@ use crate::session::worker::{Hooks, ReplicaWork};
 use crate::session::{Handle, Parts, Session, SessionError};
 use crate::source::Source;
 use crate::source::chain::{Chain, GivenUp};
+use crate::state::disk::Owners;
 use crate::state::layout;
 use crate::status::{AgentStatus, RunSettings};
-use crate::{admin, hooks, http};
+use crate::{admin, collected, hooks, http};
 
 /// Time for everything except the session to stop.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
@@ -160,6 +161,7 @@ pub async fn start_with<R: ReplicaWork>(
     let about = about(&options, &identity);
     let keeper = Arc::new(Keeper::new(options.root.clone(), identity, options.peer())?);
     let dialer = keeper.dialer();
+    let collected_dialer = dialer.clone();
     let (source, given_up) =
         (OriginSource::new(Runtime::current(), dialer.clone(), options.bwlimit), GivenUp::default());
     let follower = options.follow.as_ref().map(|follow| Follower::new(&follow.url));
@@ -203,6 +205,9 @@ pub async fn start_with<R: ReplicaWork>(
     if options.follow.is_none() {
         let renewing = stop.clone();
         others.spawn(async move { keeper.serve(renewing).await });
+        let owners = Owners::new(options.owner.map(|owner| (owner.uid, owner.gid)));
+        let (root, status) = (options.root.clone(), handle.status.clone());
+        others.spawn(collected::serve(root, collected_dialer, owners, status, stop.clone()));
     }
     let pages = http::pages(&handle.status);
     if let Some(listener) = for_others {

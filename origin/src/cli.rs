@@ -329,6 +329,7 @@ async fn serve_until_signal(serve: Serve) -> anyhow::Result<ExitCode> {
             bwlimit: serve.publish_bwlimit,
         }),
         purge: serve.purge.map(|command| PurgeOptions { command, sites: serve.purge_site }),
+        collected: Vec::new(),
         admin_group: serve.admin_group,
     };
     telemetry::set_format(serve.log_format);

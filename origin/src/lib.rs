@@ -14,6 +14,7 @@ mod audit;
 mod backup;
 pub mod cli;
 mod clock;
+pub mod collected;
 mod events;
 mod http;
 mod line_budget;

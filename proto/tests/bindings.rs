@@ -5,7 +5,7 @@ use std::path::Path;
 
 fn generate(out: &Path) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let protos = ["syncd/v1/replication.proto", "syncd/v1/enrolment.proto"];
+    let protos = ["syncd/v1/replication.proto", "syncd/v1/enrolment.proto", "syncd/v1/collected.proto"];
     let descriptors = protox::compile(protos.map(|p| root.join(p)), [root]).expect("the proto files compile");
     tonic_prost_build::configure()
         .bytes(".")

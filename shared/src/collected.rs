@@ -20,10 +20,12 @@
 
 mod chain;
 mod losers;
+pub mod message;
 #[cfg(test)]
 mod model;
 mod name;
 mod row;
+pub mod stored;
 
 use std::fmt;
 

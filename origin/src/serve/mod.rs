@@ -8,6 +8,7 @@
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
+mod collected;
 mod enrolment;
 mod error;
 mod fetch;
@@ -25,6 +26,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use syncd_proto::v1::collected_server::CollectedServer;
 use syncd_proto::v1::enrolment_server::EnrolmentServer;
 use syncd_proto::v1::replication_server::ReplicationServer;
 use syncd_runtime::rate::Bucket;
@@ -37,6 +39,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tower::util::MapResponseLayer;
 
+use crate::collected::Collection;
 use crate::fleet::Fleet;
 use crate::keys::Keys;
 use crate::listener::{incoming, server_builder};
@@ -50,6 +53,7 @@ pub use {
     session::run as converse,
 };
 
+use collected::Collect;
 use enrolment::Enrol;
 use replication::Replicate;
 
@@ -85,6 +89,8 @@ pub struct Services {
     pub planner: Planner,
     /// `--bwlimit`, shared by all bulk bytes.
     pub limit: Option<Arc<Bucket>>,
+    /// Collected directories; `None` if none is configured.
+    pub collected: Option<Collection>,
 }
 
 /// Serves agents on `listener` until `shutdown`. The future completes when all connections have ended, or
@@ -108,8 +114,16 @@ pub fn serve(
     let enrolment = EnrolmentServer::new(Enrol::new(services.clone()))
         .max_decoding_message_size(ENROLMENT_MESSAGE_MAX_BYTES)
         .max_encoding_message_size(CONTROL_MESSAGE_MAX_BYTES);
+    let collected = services.collected.clone().map(|collection| {
+        CollectedServer::new(Collect::new(services.clone(), collection, shutdown.clone()))
+            .max_decoding_message_size(CONTROL_MESSAGE_MAX_BYTES)
+    });
     let bodies = MapResponseLayer::new(response_body::swap_in_body);
-    let router = server_builder().layer(bodies).add_service(replication).add_service(enrolment);
+    let router = server_builder()
+        .layer(bodies)
+        .add_service(replication)
+        .add_service(enrolment)
+        .add_optional_service(collected);
     Ok(async move {
         let stop = shutdown.clone().cancelled_owned();
         let served = router.serve_with_incoming_shutdown(incoming(listener, tls), stop);

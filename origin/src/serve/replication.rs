@@ -36,7 +36,7 @@ const REPLACED_GRACE: Duration = Duration::from_secs(60);
 
 /// The identity of a caller with a currently valid certificate of the current authority. Every call except
 /// renewals requires it.
-fn peer<T>(request: &Request<T>, services: &Services) -> Result<PeerIdentity, ServeError> {
+pub(super) fn peer<T>(request: &Request<T>, services: &Services) -> Result<PeerIdentity, ServeError> {
     let identity = holder(request, &services.fleet)?;
     match services.keys.standing(identity.issuer) {
         AuthorityStanding::Retired => Err(ServeError::Retired),

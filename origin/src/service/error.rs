@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use syncd_runtime::local_socket::LocalSocketError;
 
+use crate::collected::CollectError;
 use crate::commit::CommitError;
 use crate::keys::KeysError;
 use crate::line_log::LineLogError;
@@ -24,6 +25,9 @@ pub enum StartError {
     /// Opening the store failed.
     #[error(transparent)]
     OpenStore(#[from] OpenStoreError),
+    /// Collected directories failed to open.
+    #[error(transparent)]
+    Collect(#[from] CollectError),
     /// Reading the store failed.
     #[error("read the store")]
     Store(#[from] StoreError),

@@ -25,6 +25,7 @@ use tokio_util::task::TaskTracker;
 use crate::admin::Admin;
 use crate::admin::offline::DataDirectory;
 use crate::audit::Audit;
+use crate::collected::Collection;
 pub use crate::commit::Trigger;
 use crate::commit::{CollectionGate, Committer, Parts, Sealer};
 use crate::events::Events;
@@ -209,6 +210,10 @@ impl Origin {
         let Self { options, keys, store, shutdown, tasks } = self;
         let Core { planner, fleet, watch, new_directories, gate, committer } = core;
         let Sockets { grpc, grpc_address, http, http_address, page, admin } = sockets;
+        let collected = match options.collected.as_slice() {
+            [] => None,
+            directories => Some(Collection::open(&options.data, directories.to_vec())?),
+        };
         let limit = options.bwlimit.map(|rate| Arc::new(Bucket::new(rate)));
         let publish = options.publish.map(|publishing| {
             let (store, keys) = (store.clone(), keys.clone());
@@ -227,7 +232,7 @@ impl Origin {
             tasks.spawn(task);
             view
         });
-        let services = Services { keys: keys.clone(), fleet: fleet.clone(), planner, limit };
+        let services = Services { keys: keys.clone(), fleet: fleet.clone(), planner, limit, collected };
         tasks.spawn(serve::serve(grpc, services, shutdown.clone())?);
         tasks.spawn(upkeep::keep_certificate(keys.clone(), shutdown.clone()));
         let (trouble, data_trouble) = watch::channel(None);

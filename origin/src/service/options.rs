@@ -7,11 +7,12 @@ use std::time::Duration;
 use syncd_runtime::rate::Rate;
 use syncd_shared::TreePath;
 
+use crate::collected::CollectedOptions;
 use crate::commit::Trigger;
 use crate::fleet::rollout::Policies;
 use crate::publish::PublishOptions;
 use crate::purge::PurgeOptions;
-use crate::scan::{MtimePolicy, ScanOptions, SymlinkPolicy};
+use crate::scan::{CollectedPlaces, MtimePolicy, ScanOptions, SymlinkPolicy};
 use crate::source::GitOptions;
 use crate::store::Retention;
 
@@ -50,12 +51,16 @@ pub struct ServeOptions {
     pub publish: Option<PublishOptions>,
     /// `--purge`, `--purge-site`.
     pub purge: Option<PurgeOptions>,
+    /// Collected directories. No option or key sets them yet.
+    pub collected: Vec<CollectedOptions>,
     /// Group whose members may use the admin socket.
     pub admin_group: Option<u32>,
 }
 
 impl ServeOptions {
     pub(super) fn scan(&self) -> ScanOptions {
-        ScanOptions { mtime: self.mtime, symlinks: self.symlinks, ..ScanOptions::default() }
+        let place = |one: &CollectedOptions| (one.path.clone(), one.name.clone(), one.owner);
+        let collected = CollectedPlaces::new(self.collected.iter().map(place));
+        ScanOptions { mtime: self.mtime, symlinks: self.symlinks, collected, ..ScanOptions::default() }
     }
 }

@@ -1594,3 +1594,711 @@ pub mod enrolment_server {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CollectedUp {
+    #[prost(oneof = "collected_up::Message", tags = "1, 2")]
+    pub message: ::core::option::Option<collected_up::Message>,
+}
+/// Nested message and enum types in `CollectedUp`.
+pub mod collected_up {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Message {
+        /// first, exactly once
+        #[prost(message, tag = "1")]
+        Hello(super::CollectedHello),
+        /// after CollectedCaughtUp of its directory
+        #[prost(message, tag = "2")]
+        Change(super::CollectedChange),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CollectedHello {
+    /// Directories of which the node has a journal.
+    #[prost(message, repeated, tag = "1")]
+    pub positions: ::prost::alloc::vec::Vec<CollectedPosition>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CollectedPosition {
+    #[prost(string, tag = "1")]
+    pub directory: ::prost::alloc::string::String,
+    /// The line of the origin's numbers that the journal belongs to.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub line: ::prost::bytes::Bytes,
+    /// The node has all versions up to this one.
+    #[prost(uint64, tag = "3")]
+    pub after: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CollectedChange {
+    /// Chosen by the node, repeated in the answer.
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    #[prost(string, tag = "2")]
+    pub directory: ::prost::alloc::string::String,
+    #[prost(bytes = "bytes", tag = "3")]
+    pub path: ::prost::bytes::Bytes,
+    /// The version that the node saw; 0 if none.
+    #[prost(uint64, tag = "4")]
+    pub base: u64,
+    #[prost(message, optional, tag = "5")]
+    pub state: ::core::option::Option<CollectedState>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CollectedState {
+    #[prost(enumeration = "CollectedKind", tag = "1")]
+    pub kind: i32,
+    /// Permission bits of a file or directory.
+    #[prost(uint32, tag = "2")]
+    pub mode: u32,
+    /// The rest is of files only.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub content: ::prost::bytes::Bytes,
+    #[prost(uint64, tag = "4")]
+    pub size: u64,
+    #[prost(int64, tag = "5")]
+    pub mtime_seconds: i64,
+    #[prost(uint32, tag = "6")]
+    pub mtime_nanoseconds: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CollectedDown {
+    #[prost(oneof = "collected_down::Message", tags = "1, 2, 3, 4")]
+    pub message: ::core::option::Option<collected_down::Message>,
+}
+/// Nested message and enum types in `CollectedDown`.
+pub mod collected_down {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Message {
+        /// first, exactly once
+        #[prost(message, tag = "1")]
+        Welcome(super::CollectedWelcome),
+        #[prost(message, tag = "2")]
+        Version(super::CollectedVersion),
+        #[prost(message, tag = "3")]
+        CaughtUp(super::CollectedCaughtUp),
+        #[prost(message, tag = "4")]
+        Answer(super::CollectedAnswer),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CollectedWelcome {
+    #[prost(message, repeated, tag = "1")]
+    pub directories: ::prost::alloc::vec::Vec<CollectedDirectory>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CollectedDirectory {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// The line of numbers. If the node's journal is of another line, it is void.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub line: ::prost::bytes::Bytes,
+}
+/// The newest version of a path. Numbers go up within a directory; paths changed again are left out.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CollectedVersion {
+    #[prost(string, tag = "1")]
+    pub directory: ::prost::alloc::string::String,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub path: ::prost::bytes::Bytes,
+    #[prost(uint64, tag = "3")]
+    pub number: u64,
+    #[prost(message, optional, tag = "4")]
+    pub state: ::core::option::Option<CollectedState>,
+}
+/// All versions that existed when the stream began were sent.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CollectedCaughtUp {
+    #[prost(string, tag = "1")]
+    pub directory: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CollectedAnswer {
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    #[prost(enumeration = "CollectedVerdict", tag = "2")]
+    pub verdict: i32,
+    /// The current version of the path, after the verdict.
+    #[prost(uint64, tag = "3")]
+    pub number: u64,
+    #[prost(message, optional, tag = "4")]
+    pub state: ::core::option::Option<CollectedState>,
+    /// For people: why it was refused.
+    #[prost(string, tag = "5")]
+    pub reason: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CollectedContent {
+    #[prost(string, tag = "1")]
+    pub directory: ::prost::alloc::string::String,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub content: ::prost::bytes::Bytes,
+    #[prost(uint64, tag = "3")]
+    pub size: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CollectedUpload {
+    #[prost(oneof = "collected_upload::Message", tags = "1, 2")]
+    pub message: ::core::option::Option<collected_upload::Message>,
+}
+/// Nested message and enum types in `CollectedUpload`.
+pub mod collected_upload {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Message {
+        /// first, exactly once
+        #[prost(message, tag = "1")]
+        Content(super::CollectedContent),
+        #[prost(bytes, tag = "2")]
+        Piece(::prost::bytes::Bytes),
+    }
+}
+/// The content is durable.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CollectedUploaded {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CollectedPiece {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub piece: ::prost::bytes::Bytes,
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum CollectedKind {
+    Unspecified = 0,
+    Absent = 1,
+    Directory = 2,
+    File = 3,
+}
+impl CollectedKind {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "COLLECTED_KIND_UNSPECIFIED",
+            Self::Absent => "COLLECTED_KIND_ABSENT",
+            Self::Directory => "COLLECTED_KIND_DIRECTORY",
+            Self::File => "COLLECTED_KIND_FILE",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "COLLECTED_KIND_UNSPECIFIED" => Some(Self::Unspecified),
+            "COLLECTED_KIND_ABSENT" => Some(Self::Absent),
+            "COLLECTED_KIND_DIRECTORY" => Some(Self::Directory),
+            "COLLECTED_KIND_FILE" => Some(Self::File),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum CollectedVerdict {
+    Unspecified = 0,
+    Take = 1,
+    Same = 2,
+    Old = 3,
+    Conflict = 4,
+    /// Nothing was decided: upload the content, then send the change again.
+    NeedsContent = 5,
+    /// The change is against the rules of the directory, or exceeds its quota.
+    Refused = 6,
+}
+impl CollectedVerdict {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "COLLECTED_VERDICT_UNSPECIFIED",
+            Self::Take => "COLLECTED_VERDICT_TAKE",
+            Self::Same => "COLLECTED_VERDICT_SAME",
+            Self::Old => "COLLECTED_VERDICT_OLD",
+            Self::Conflict => "COLLECTED_VERDICT_CONFLICT",
+            Self::NeedsContent => "COLLECTED_VERDICT_NEEDS_CONTENT",
+            Self::Refused => "COLLECTED_VERDICT_REFUSED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "COLLECTED_VERDICT_UNSPECIFIED" => Some(Self::Unspecified),
+            "COLLECTED_VERDICT_TAKE" => Some(Self::Take),
+            "COLLECTED_VERDICT_SAME" => Some(Self::Same),
+            "COLLECTED_VERDICT_OLD" => Some(Self::Old),
+            "COLLECTED_VERDICT_CONFLICT" => Some(Self::Conflict),
+            "COLLECTED_VERDICT_NEEDS_CONTENT" => Some(Self::NeedsContent),
+            "COLLECTED_VERDICT_REFUSED" => Some(Self::Refused),
+            _ => None,
+        }
+    }
+}
+/// Generated client implementations.
+pub mod collected_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// Every call requires a client certificate of the origin's authority.
+    #[derive(Debug, Clone)]
+    pub struct CollectedClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl CollectedClient<tonic::transport::Channel> {
+        /// Attempt to create a new client by connecting to a given endpoint.
+        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
+        where
+            D: TryInto<tonic::transport::Endpoint>,
+            D::Error: Into<StdError>,
+        {
+            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
+            Ok(Self::new(conn))
+        }
+    }
+    impl<T> CollectedClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> CollectedClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            CollectedClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// One stream for each node: its changes, and the versions of all nodes.
+        pub async fn exchange(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<Message = super::CollectedUp>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::CollectedDown>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/syncd.v1.Collected/Exchange",
+            );
+            let mut req = request.into_streaming_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("syncd.v1.Collected", "Exchange"));
+            self.inner.streaming(req, path, codec).await
+        }
+        /// Content of a change. The first message names it, the others carry its bytes in order.
+        pub async fn upload(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<Message = super::CollectedUpload>,
+        ) -> std::result::Result<
+            tonic::Response<super::CollectedUploaded>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/syncd.v1.Collected/Upload",
+            );
+            let mut req = request.into_streaming_request();
+            req.extensions_mut().insert(GrpcMethod::new("syncd.v1.Collected", "Upload"));
+            self.inner.client_streaming(req, path, codec).await
+        }
+        /// Content of a version.
+        pub async fn download(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CollectedContent>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::CollectedPiece>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/syncd.v1.Collected/Download",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("syncd.v1.Collected", "Download"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod collected_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with CollectedServer.
+    #[async_trait]
+    pub trait Collected: std::marker::Send + std::marker::Sync + 'static {
+        /// Server streaming response type for the Exchange method.
+        type ExchangeStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::CollectedDown, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// One stream for each node: its changes, and the versions of all nodes.
+        async fn exchange(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::CollectedUp>>,
+        ) -> std::result::Result<tonic::Response<Self::ExchangeStream>, tonic::Status>;
+        /// Content of a change. The first message names it, the others carry its bytes in order.
+        async fn upload(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::CollectedUpload>>,
+        ) -> std::result::Result<
+            tonic::Response<super::CollectedUploaded>,
+            tonic::Status,
+        >;
+        /// Server streaming response type for the Download method.
+        type DownloadStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::CollectedPiece, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Content of a version.
+        async fn download(
+            &self,
+            request: tonic::Request<super::CollectedContent>,
+        ) -> std::result::Result<tonic::Response<Self::DownloadStream>, tonic::Status>;
+    }
+    /// Every call requires a client certificate of the origin's authority.
+    #[derive(Debug)]
+    pub struct CollectedServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> CollectedServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for CollectedServer<T>
+    where
+        T: Collected,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/syncd.v1.Collected/Exchange" => {
+                    #[allow(non_camel_case_types)]
+                    struct ExchangeSvc<T: Collected>(pub Arc<T>);
+                    impl<
+                        T: Collected,
+                    > tonic::server::StreamingService<super::CollectedUp>
+                    for ExchangeSvc<T> {
+                        type Response = super::CollectedDown;
+                        type ResponseStream = T::ExchangeStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<tonic::Streaming<super::CollectedUp>>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Collected>::exchange(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ExchangeSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/syncd.v1.Collected/Upload" => {
+                    #[allow(non_camel_case_types)]
+                    struct UploadSvc<T: Collected>(pub Arc<T>);
+                    impl<
+                        T: Collected,
+                    > tonic::server::ClientStreamingService<super::CollectedUpload>
+                    for UploadSvc<T> {
+                        type Response = super::CollectedUploaded;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                tonic::Streaming<super::CollectedUpload>,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Collected>::upload(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = UploadSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.client_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/syncd.v1.Collected/Download" => {
+                    #[allow(non_camel_case_types)]
+                    struct DownloadSvc<T: Collected>(pub Arc<T>);
+                    impl<
+                        T: Collected,
+                    > tonic::server::ServerStreamingService<super::CollectedContent>
+                    for DownloadSvc<T> {
+                        type Response = super::CollectedPiece;
+                        type ResponseStream = T::DownloadStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::CollectedContent>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Collected>::download(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DownloadSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for CollectedServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "syncd.v1.Collected";
+    impl<T> tonic::server::NamedService for CollectedServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}

@@ -97,6 +97,7 @@ impl World {
             bwlimit: None,
             publish: None,
             purge: None,
+            collected: Vec::new(),
             admin_group: None,
         };
         let origin = syncd_origin::service::start(options).await.context("start the origin")?;

@@ -1,0 +1,520 @@
+//! The owner of journal and files: one thread. Events come in, messages to the origin go out.
+//!
+//! Each turn looks at some of the paths that may have changed, makes what it learned durable, and only then
+//! sends. A path whose change is unanswered is left alone until the answer.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::File;
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use syncd_proto::v1;
+use syncd_proto::v1::collected_client::CollectedClient;
+use syncd_proto::v1::collected_down::Message as Down;
+use syncd_proto::v1::collected_up::Message as Up;
+use syncd_proto::v1::collected_upload::Message as UploadMessage;
+use syncd_shared::TreePath;
+use syncd_shared::collected::message::{Decision, MessageError, path};
+use syncd_shared::collected::{Action, Change, CollectedName, FileState, State, Version};
+use syncd_shared::text::error_chain;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tonic::transport::Channel;
+
+use super::error::CollectedError;
+use super::files::{Files, Found, Placed, next_piece};
+use super::journal::{Journal, Known, Position};
+use super::watch::Watch;
+
+/// Paths looked at in one turn.
+const TURN: usize = 64;
+/// Changes that may be unanswered.
+const UNANSWERED_MAX: usize = 128;
+/// Pause before a path is looked at again after a failure, or because it is not settled.
+const AGAIN: Duration = Duration::from_millis(500);
+/// Everything is looked at again this often, for what the watch missed.
+const WALK_EVERY: Duration = Duration::from_secs(60 * 60);
+const PIECE_BYTES: usize = 64 * 1024;
+
+type Key = (CollectedName, TreePath);
+
+pub(super) enum Event {
+    /// A path may have changed.
+    Changed(CollectedName, TreePath),
+    /// A path and everything below it may have changed.
+    Below(CollectedName, TreePath),
+    /// Anything may have changed.
+    Everything,
+    Connected(Link),
+    Received(Box<v1::CollectedDown>),
+    Disconnected,
+    Stop,
+}
+
+/// A connection to the origin.
+pub(super) struct Link {
+    pub messages: mpsc::Sender<v1::CollectedUp>,
+    pub client: CollectedClient<Channel>,
+}
+
+/// Opens the collected directories that exist.
+pub(super) type Open = Box<dyn Fn() -> Result<Vec<(CollectedName, Files)>, CollectedError> + Send>;
+
+pub(super) struct Engine {
+    pub runtime: Handle,
+    pub journal: Journal,
+    pub watch: Watch,
+    pub open: Open,
+    pub directories: BTreeMap<CollectedName, Files>,
+    /// Directories whose versions are all known in this session.
+    caught_up: BTreeSet<CollectedName>,
+    link: Option<Link>,
+    waiting: BTreeSet<Key>,
+    again: BTreeMap<Key, Instant>,
+    /// Unanswered changes by ID, and their paths.
+    unanswered: HashMap<u64, (Key, Change)>,
+    busy: BTreeSet<Key>,
+    next_id: u64,
+    /// Rows that are not durable yet.
+    rows: HashMap<Key, Known>,
+    positions: BTreeMap<CollectedName, Position>,
+    outgoing: Vec<Up>,
+    walk_due: Instant,
+}
+
+impl Engine {
+    pub fn new(runtime: Handle, journal: Journal, watch: Watch, open: Open) -> Self {
+        Self {
+            runtime,
+            journal,
+            watch,
+            open,
+            directories: BTreeMap::new(),
+            caught_up: BTreeSet::new(),
+            link: None,
+            waiting: BTreeSet::new(),
+            again: BTreeMap::new(),
+            unanswered: HashMap::new(),
+            busy: BTreeSet::new(),
+            next_id: 0,
+            rows: HashMap::new(),
+            positions: BTreeMap::new(),
+            outgoing: Vec::new(),
+            walk_due: Instant::now(),
+        }
+    }
+
+    /// Runs until [`Event::Stop`], or until nobody sends events. Blocks.
+    pub fn run(mut self, mut events: mpsc::Receiver<Event>) {
+        let runtime = self.runtime.clone();
+        loop {
+            let wait = self.wait();
+            let first = runtime.block_on(async { tokio::time::timeout(wait, events.recv()).await });
+            let first = match first {
+                Ok(None) => return,
+                Ok(event) => event,
+                Err(_) => None,
+            };
+            let more = std::iter::from_fn(|| events.try_recv().ok());
+            for event in first.into_iter().chain(more).take(TURN) {
+                if matches!(event, Event::Stop) {
+                    return;
+                }
+                if let Err(error) = self.take(event) {
+                    tracing::warn!(error = error_chain(&error), "a collected directory");
+                }
+            }
+            if let Err(error) = self.turn() {
+                tracing::warn!(error = error_chain(&error), "collected directories wait");
+                std::thread::sleep(AGAIN);
+            }
+        }
+    }
+
+    /// Time until there is something to do without an event.
+    fn wait(&self) -> Duration {
+        if !self.waiting.is_empty() && self.may_look() {
+            return Duration::ZERO;
+        }
+        let due = self.again.values().min().copied().unwrap_or(self.walk_due).min(self.walk_due);
+        due.saturating_duration_since(Instant::now())
+    }
+
+    fn may_look(&self) -> bool {
+        self.unanswered.len() < UNANSWERED_MAX
+    }
+
+    fn take(&mut self, event: Event) -> Result<(), CollectedError> {
+        match event {
+            Event::Changed(name, path) => {
+                self.waiting.insert((name, path));
+                Ok(())
+            }
+            Event::Below(name, path) => self.look_below(&name, &path),
+            Event::Everything => self.look_everywhere(),
+            Event::Connected(link) => {
+                self.link = Some(link);
+                self.hello()
+            }
+            Event::Received(message) => {
+                let received = message.message.map_or(Ok(()), |message| self.receive(message));
+                // The next stream begins anew.
+                received.inspect_err(|_| self.disconnect())
+            }
+            Event::Disconnected => {
+                self.disconnect();
+                Ok(())
+            }
+            Event::Stop => Ok(()),
+        }
+    }
+
+    /// Forgets the session. Dropping the link ends its stream.
+    fn disconnect(&mut self) {
+        self.link = None;
+        self.caught_up.clear();
+        self.outgoing.clear();
+        self.unanswered.clear();
+        self.busy.clear();
+    }
+
+    fn open_all(&mut self) -> Result<(), CollectedError> {
+        for (name, files) in (self.open)()? {
+            self.directories.entry(name).or_insert(files);
+        }
+        Ok(())
+    }
+
+    /// Introduces this node.
+    fn hello(&mut self) -> Result<(), CollectedError> {
+        self.open_all()?;
+        let mut positions = Vec::new();
+        for name in self.directories.keys() {
+            let Position { after, line } = self.position(name)?;
+            positions.push(v1::CollectedPosition { directory: name.to_string(), line: line.into(), after });
+        }
+        self.outgoing.push(Up::Hello(v1::CollectedHello { positions }));
+        Ok(())
+    }
+
+    /// Looks at all files and all rows again.
+    fn look_everywhere(&mut self) -> Result<(), CollectedError> {
+        self.walk_due = Instant::now() + WALK_EVERY;
+        self.open_all()?;
+        let names: Vec<CollectedName> = self.directories.keys().cloned().collect();
+        for name in names {
+            self.look_at_directory(&name)?;
+        }
+        Ok(())
+    }
+
+    fn look_at_directory(&mut self, name: &CollectedName) -> Result<(), CollectedError> {
+        self.look_below(name, &TreePath::root())?;
+        let paths = self.journal.paths(name)?;
+        self.waiting.extend(paths.into_iter().map(|path| (name.clone(), path)));
+        Ok(())
+    }
+
+    /// Watches a directory and everything below it, and looks at all names.
+    fn look_below(&mut self, name: &CollectedName, below: &TreePath) -> Result<(), CollectedError> {
+        let Some(files) = self.directories.get(name) else { return Ok(()) };
+        if !below.is_root() {
+            self.waiting.insert((name.clone(), below.clone()));
+        }
+        let mut directories = vec![below.clone()];
+        while let Some(directory) = directories.pop() {
+            // Before it is listed, so that nothing is missed.
+            self.watch.add(name, &directory).map_err(CollectedError::Watch)?;
+            for (child, is_directory) in files.names(&directory)? {
+                if is_directory {
+                    directories.push(child.clone());
+                }
+                self.waiting.insert((name.clone(), child));
+            }
+        }
+        Ok(())
+    }
+
+    fn position(&self, name: &CollectedName) -> Result<Position, CollectedError> {
+        self.positions.get(name).cloned().map_or_else(|| self.journal.position(name), Ok)
+    }
+
+    fn known(&self, key: &Key) -> Result<Known, CollectedError> {
+        self.rows.get(key).cloned().map_or_else(|| self.journal.get(&key.0, &key.1), Ok)
+    }
+
+    fn receive(&mut self, message: Down) -> Result<(), CollectedError> {
+        match message {
+            Down::Welcome(welcome) => {
+                for directory in welcome.directories {
+                    self.begin_line(name(&directory.name)?, directory.line.to_vec())?;
+                }
+                Ok(())
+            }
+            Down::Version(version) => {
+                let key = (name(&version.directory)?, path(&version.path)?);
+                self.learn(key, Version::from_message(version.number, version.state.as_ref())?)
+            }
+            Down::CaughtUp(caught_up) => self.catch_up(name(&caught_up.directory)?),
+            Down::Answer(answer) => self.answered(answer.id, Decision::from_message(&answer)?),
+        }
+    }
+
+    /// The journal is void if it belongs to another line of numbers.
+    fn begin_line(&mut self, name: CollectedName, line: Vec<u8>) -> Result<(), CollectedError> {
+        let position = self.position(&name)?;
+        if position.line == line {
+            return Ok(());
+        }
+        if !position.line.is_empty() {
+            tracing::warn!(directory = %name, "the origin lost versions: this node offers what it has");
+        }
+        let position = Position { after: 0, line };
+        self.rows.retain(|(directory, _), _| *directory != name);
+        self.journal.clear(&name, &position)?;
+        self.positions.insert(name, position);
+        Ok(())
+    }
+
+    fn learn(&mut self, key: Key, version: Version) -> Result<(), CollectedError> {
+        let mut position = self.position(&key.0)?;
+        position.after = position.after.max(version.number.get());
+        self.positions.insert(key.0.clone(), position);
+        let mut known = self.known(&key)?;
+        known.row.learn(version);
+        self.rows.insert(key.clone(), known);
+        self.waiting.insert(key);
+        Ok(())
+    }
+
+    /// All versions are known: what was sent before and is not among them was not taken.
+    fn catch_up(&mut self, directory: CollectedName) -> Result<(), CollectedError> {
+        for path in self.journal.paths(&directory)? {
+            let key = (directory.clone(), path);
+            let mut known = self.known(&key)?;
+            if known.row.sent().is_some() {
+                known.row.caught_up();
+                self.rows.insert(key, known);
+            }
+        }
+        self.caught_up.insert(directory.clone());
+        self.look_at_directory(&directory)
+    }
+
+    fn answered(&mut self, id: u64, decision: Decision) -> Result<(), CollectedError> {
+        let Some((key, change)) = self.unanswered.get(&id).cloned() else { return Ok(()) };
+        let mut known = self.known(&key)?;
+        match decision {
+            Decision::NeedsContent => match self.upload(&key, &change) {
+                Ok(()) => {
+                    self.outgoing.push(message(id, &key, &change));
+                    return Ok(());
+                }
+                Err(error) => {
+                    tracing::debug!(path = %key.1, error = error_chain(&error), "a content was not uploaded");
+                    known.row.caught_up();
+                    self.again.insert(key.clone(), Instant::now() + AGAIN);
+                }
+            },
+            Decision::Refused { reason } => {
+                tracing::error!(directory = %key.0, path = %key.1, reason, "refused by the origin: it stays on this node");
+                known.row.caught_up();
+                known.refused = Some(change.state);
+            }
+            Decision::Answered(answer) => {
+                known.row.answered(&answer);
+                self.waiting.insert(key.clone());
+            }
+        }
+        self.unanswered.remove(&id);
+        self.busy.remove(&key);
+        self.rows.insert(key, known);
+        Ok(())
+    }
+
+    /// Looks at some paths, makes what was learned durable, and sends.
+    fn turn(&mut self) -> Result<(), CollectedError> {
+        let now = Instant::now();
+        if self.walk_due <= now {
+            self.look_everywhere()?;
+        }
+        let due: Vec<Key> =
+            self.again.iter().filter(|(_, at)| **at <= now).map(|(key, _)| key.clone()).collect();
+        for key in due {
+            self.again.remove(&key);
+            self.waiting.insert(key);
+        }
+        for _ in 0..TURN {
+            if !self.may_look() {
+                break;
+            }
+            let Some(key) = self.waiting.pop_first() else { break };
+            // Looked at after the answer.
+            if self.busy.contains(&key) {
+                continue;
+            }
+            if let Err(error) = self.look(&key) {
+                tracing::debug!(path = %key.1, error = error_chain(&error), "a path is looked at again");
+                self.again.insert(key, Instant::now() + AGAIN);
+            }
+        }
+        self.flush()
+    }
+
+    /// Rows before messages.
+    fn flush(&mut self) -> Result<(), CollectedError> {
+        if !self.rows.is_empty() || !self.positions.is_empty() {
+            self.journal.put(&self.rows, &self.positions)?;
+            self.rows.clear();
+            self.positions.clear();
+        }
+        let Some(link) = &self.link else { return Ok(()) };
+        for message in self.outgoing.drain(..) {
+            let message = v1::CollectedUp { message: Some(message) };
+            // The end of the stream is reported as an event.
+            if self.runtime.block_on(link.messages.send(message)).is_err() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at one path, and does the next step there.
+    fn look(&mut self, key: &Key) -> Result<(), CollectedError> {
+        let before = self.known(key)?;
+        let Some(files) = self.directories.get(&key.0) else { return Ok(()) };
+        let (local, mark) = match files.state(&key.1, before.seen.as_ref())? {
+            (Found::State(local), mark) => (local, mark),
+            (Found::Moving, _) => {
+                self.again.insert(key.clone(), Instant::now() + AGAIN);
+                return Ok(());
+            }
+            (Found::Untaken, _) => return Ok(()),
+        };
+        if before.refused == Some(local) {
+            return Ok(());
+        }
+        // A directory that was moved away reports nothing of what is in it.
+        let was_directory =
+            before.row.base().is_some_and(|base| matches!(base.state, State::Directory { .. }));
+        if was_directory && !matches!(local, State::Directory { .. }) {
+            let below = self.journal.paths_below(&key.0, &key.1)?;
+            self.waiting.extend(below.into_iter().map(|path| (key.0.clone(), path)));
+        }
+        let mut known = Known { seen: mark.map(|mark| (mark, local)), refused: None, ..before.clone() };
+        match known.row.next(&local) {
+            Action::Nothing => {}
+            Action::Record(version) => known.row.stands_at(version),
+            Action::Send(change) if self.caught_up.contains(&key.0) => {
+                known.row.sends(change.state);
+                self.next_id = self.next_id.wrapping_add(1);
+                self.unanswered.insert(self.next_id, (key.clone(), change));
+                self.busy.insert(key.clone());
+                self.outgoing.push(message(self.next_id, key, &change));
+            }
+            Action::Send(_) => {}
+            Action::Place(version) => self.place(key, &local, version, &mut known)?,
+        }
+        if known != before {
+            self.rows.insert(key.clone(), known);
+        }
+        Ok(())
+    }
+
+    fn place(
+        &mut self,
+        key: &Key,
+        local: &State,
+        version: Version,
+        known: &mut Known,
+    ) -> Result<(), CollectedError> {
+        // Looked at again once there is a connection.
+        let Some(link) = &self.link else { return Ok(()) };
+        let (client, runtime, name) = (link.client.clone(), self.runtime.clone(), key.0.clone());
+        let fetch =
+            move |file: &FileState, to: &mut File| runtime.block_on(download(client, &name, file, to));
+        let Some(files) = self.directories.get_mut(&key.0) else { return Ok(()) };
+        match files.place(&key.1, local, &version.state, fetch)? {
+            Placed::Done => {
+                known.row.stands_at(version);
+                known.seen = None;
+                // A directory may be removed once it is empty.
+                if version.state == State::Absent
+                    && let Some((parent, _)) = key.1.split_last()
+                    && !parent.is_root()
+                {
+                    self.waiting.insert((key.0.clone(), parent));
+                }
+            }
+            Placed::Changed => {
+                self.again.insert(key.clone(), Instant::now() + AGAIN);
+            }
+            Placed::Obstructed => {}
+        }
+        Ok(())
+    }
+
+    /// Sends the content of a change. Blocks until the origin has it durably.
+    fn upload(&self, key: &Key, change: &Change) -> Result<(), CollectedError> {
+        let (Some(link), Some(files), State::File(file)) =
+            (&self.link, self.directories.get(&key.0), &change.state)
+        else {
+            return Err(CollectedError::Disconnected);
+        };
+        let mut opened = files.open_file(&key.1)?.ok_or(CollectedError::Content)?;
+        let (pieces, queue) = mpsc::channel(4);
+        let mut client = link.client.clone();
+        let queue = tokio_stream::wrappers::ReceiverStream::new(queue);
+        let answer = self.runtime.spawn(async move { client.upload(queue).await });
+        let send = |message| {
+            let message = v1::CollectedUpload { message: Some(message) };
+            self.runtime.block_on(pieces.send(message)).is_ok()
+        };
+        let mut goes_on = send(UploadMessage::Content(wanted(&key.0, file)));
+        let mut buffer = vec![0; PIECE_BYTES];
+        while goes_on {
+            let read = next_piece(&mut opened, &mut buffer)?;
+            let Some(piece) = buffer.get(..read).filter(|piece| !piece.is_empty()) else { break };
+            goes_on = send(UploadMessage::Piece(Bytes::copy_from_slice(piece)));
+        }
+        drop(pieces);
+        self.runtime.block_on(answer).map_err(|_| CollectedError::Disconnected)??;
+        Ok(())
+    }
+}
+
+fn name(text: &str) -> Result<CollectedName, CollectedError> {
+    text.parse().map_err(|_| MessageError::Field { field: "directory" }.into())
+}
+
+fn wanted(name: &CollectedName, file: &FileState) -> v1::CollectedContent {
+    let content = Bytes::copy_from_slice(file.content.as_bytes());
+    v1::CollectedContent { directory: name.to_string(), content, size: file.size }
+}
+
+fn message(id: u64, (name, path): &Key, change: &Change) -> Up {
+    Up::Change(v1::CollectedChange {
+        id,
+        directory: name.to_string(),
+        path: Bytes::copy_from_slice(path.as_bytes()),
+        base: change.base.get(),
+        state: Some(change.state.to_message()),
+    })
+}
+
+/// Receives a content, at most the announced bytes. The caller checks its hash.
+async fn download(
+    mut client: CollectedClient<Channel>,
+    name: &CollectedName,
+    file: &FileState,
+    to: &mut File,
+) -> Result<(), CollectedError> {
+    let mut pieces = client.download(wanted(name, file)).await?.into_inner();
+    let mut left = file.size;
+    while let Some(v1::CollectedPiece { piece }) = pieces.message().await? {
+        left = left.checked_sub(piece.len() as u64).ok_or(CollectedError::Content)?;
+        to.write_all(&piece).map_err(CollectedError::Read)?;
+    }
+    if left == 0 { Ok(()) } else { Err(CollectedError::Content) }
+}

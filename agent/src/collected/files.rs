@@ -1,0 +1,385 @@
+//! The files of one collected directory: reads their states, and places versions.
+//!
+//! Visitors change files at any moment. A version therefore takes the place of a file by an exchange of
+//! names. If the file that came out is not the one that was decided on, it is put back.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rustix::fs::FileType;
+use syncd_shared::collected::{FileState, State};
+use syncd_shared::directory::{MODE_MASK, Timestamp};
+use syncd_shared::{Component, Metadata, TreePath};
+
+use super::error::CollectedError;
+use super::journal::{FINGERPRINT_BYTES, Fingerprint};
+use crate::state::disk::{Dir, DiskError, Owners, Stat, stat_file};
+use crate::state::hashing::hash_file;
+
+/// A file that changed less than this ago may change again within the resolution of its times.
+const RACY_SECONDS: i64 = 2;
+
+/// Names of versions that arrive, and of files that may be a visitor's.
+const NEW: &str = "new-";
+const OUT: &str = "out-";
+
+/// The entry found at a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Found {
+    State(State),
+    /// A symlink, device, socket, or fifo.
+    Untaken,
+    /// A file that changed while it was read.
+    Moving,
+}
+
+/// The outcome of placing a version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Placed {
+    Done,
+    /// Something else stands there now: decide again.
+    Changed,
+    /// A directory is not empty, or a directory above is no directory.
+    Obstructed,
+}
+
+/// An open collected directory.
+pub(super) struct Files {
+    dir: Dir,
+    incoming: Dir,
+    owners: Owners,
+    /// Owner of all files.
+    owner: (u32, u32),
+    next: u64,
+}
+
+impl Files {
+    pub fn open(dir: Dir, incoming: Dir, owners: Owners) -> Result<Self, CollectedError> {
+        let stat = dir.stat_self()?;
+        Ok(Self { dir, incoming, owners, owner: (stat.uid, stat.gid), next: 0 })
+    }
+
+    fn parent(&self, path: &TreePath) -> Result<Option<(Dir, Component)>, CollectedError> {
+        let Some((parent, name)) = path.split_last() else { return Ok(None) };
+        let opened = if parent.is_root() { self.dir.reopen() } else { self.dir.open_dir(parent.as_bytes()) };
+        match opened {
+            Ok(dir) => Ok(Some((dir, name))),
+            Err(e) if e.is_no_directory() => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Reads the state of a path. `seen` saves reading a file that has not changed since. Returns the
+    /// fingerprint if it may be trusted from now on.
+    pub fn state(
+        &self,
+        path: &TreePath,
+        seen: Option<&(Fingerprint, State)>,
+    ) -> Result<(Found, Option<Fingerprint>), CollectedError> {
+        let absent = (Found::State(State::Absent), None);
+        let Some((dir, name)) = self.parent(path)? else { return Ok(absent) };
+        let Some(stat) = dir.stat(name.as_bytes())? else { return Ok(absent) };
+        match stat.kind {
+            FileType::Directory => Ok((Found::State(State::Directory { mode: mode(&stat) }), None)),
+            FileType::RegularFile => {
+                let mark = fingerprint(&stat);
+                if let Some((_, state)) = seen.filter(|(seen, _)| *seen == mark) {
+                    return Ok((Found::State(*state), Some(mark)));
+                }
+                match dir.open_file(name.as_bytes()) {
+                    Ok(file) => read_state(&file, &stat),
+                    Err(e) if e.is_absent() => Ok(absent),
+                    Err(e) => Err(e.into()),
+                }
+            }
+            _ => Ok((Found::Untaken, None)),
+        }
+    }
+
+    /// Opens a file to send its content.
+    pub fn open_file(&self, path: &TreePath) -> Result<Option<File>, CollectedError> {
+        let Some((dir, name)) = self.parent(path)? else { return Ok(None) };
+        match dir.open_file(name.as_bytes()) {
+            Ok(file) => Ok(Some(file)),
+            Err(e) if e.is_absent() => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Makes `state` stand at a path, if `local` does now. Durable on return.
+    pub fn place(
+        &mut self,
+        path: &TreePath,
+        local: &State,
+        state: &State,
+        fetch: impl FnOnce(&FileState, &mut File) -> Result<(), CollectedError>,
+    ) -> Result<Placed, CollectedError> {
+        if *state != State::Absent && !self.make_parents(path)? {
+            return Ok(Placed::Obstructed);
+        }
+        let Some((dir, name)) = self.parent(path)? else { return Ok(Placed::Obstructed) };
+        match state {
+            State::Absent => self.remove(&dir, &name, local),
+            State::Directory { mode } => self.place_directory(&dir, &name, local, *mode),
+            State::File(file) => {
+                if matches!(local, State::Directory { .. }) {
+                    match self.remove(&dir, &name, local)? {
+                        Placed::Done => {}
+                        other => return Ok(other),
+                    }
+                    return self.place_file(&dir, &name, &State::Absent, file, fetch);
+                }
+                self.place_file(&dir, &name, local, file, fetch)
+            }
+        }
+    }
+
+    /// Makes the directories above a path. False: one of the names is not a directory.
+    fn make_parents(&self, path: &TreePath) -> Result<bool, CollectedError> {
+        let Some((parent, _)) = path.split_last() else { return Ok(false) };
+        let mut dir = self.dir.reopen()?;
+        for name in parent.components() {
+            dir = match dir.open_dir(name.as_bytes()) {
+                Ok(below) => below,
+                Err(e) if e.is_absent() => {
+                    let below = dir.create_dir(name.as_bytes(), 0o755)?;
+                    below.set_own_metadata(&self.metadata(0o755, now()), self.owners)?;
+                    dir.sync_names()?;
+                    below
+                }
+                Err(e) if e.is_no_directory() => return Ok(false),
+                Err(e) => return Err(e.into()),
+            };
+        }
+        Ok(true)
+    }
+
+    fn metadata(&self, mode: u16, mtime: Timestamp) -> Metadata {
+        let (uid, gid) = self.owner;
+        Metadata { mode, uid, gid, mtime }
+    }
+
+    fn place_directory(
+        &mut self,
+        dir: &Dir,
+        name: &Component,
+        local: &State,
+        mode: u16,
+    ) -> Result<Placed, CollectedError> {
+        if matches!(local, State::File(_)) {
+            match self.remove(dir, name, local)? {
+                Placed::Done => {}
+                other => return Ok(other),
+            }
+        }
+        let made = dir.ensure_dir(name.as_bytes(), 0o755)?;
+        made.set_own_metadata(&self.metadata(mode, now()), self.owners)?;
+        dir.sync_names()?;
+        Ok(Placed::Done)
+    }
+
+    fn place_file(
+        &mut self,
+        dir: &Dir,
+        name: &Component,
+        local: &State,
+        file: &FileState,
+        fetch: impl FnOnce(&FileState, &mut File) -> Result<(), CollectedError>,
+    ) -> Result<Placed, CollectedError> {
+        let temporary = self.temporary(NEW);
+        let mut new = self.incoming.create_file(&temporary)?;
+        let written = self.write(&mut new, file, fetch);
+        let placed = written.and_then(|()| {
+            let metadata = self.metadata(file.mode, file.mtime);
+            self.incoming.set_metadata(&temporary, &metadata, self.owners, false)?;
+            self.incoming.sync_file(&temporary)?;
+            // From here on the name may be that of a visitor's file.
+            let out = self.temporary(OUT);
+            self.incoming.rename_new(&temporary, &self.incoming, &out)?;
+            let placed = self.swap_in(&out, dir, name, local)?;
+            self.incoming.unlink(&out)?;
+            Ok(placed)
+        });
+        self.incoming.unlink(&temporary)?;
+        if placed.as_ref().is_ok_and(|placed| *placed == Placed::Done) {
+            dir.sync_names()?;
+        }
+        placed
+    }
+
+    /// Content that stands at the path already need not be fetched.
+    fn write(
+        &self,
+        new: &mut File,
+        file: &FileState,
+        fetch: impl FnOnce(&FileState, &mut File) -> Result<(), CollectedError>,
+    ) -> Result<(), CollectedError> {
+        fetch(file, new)?;
+        new.flush().map_err(CollectedError::Read)?;
+        match hash_file(new).map_err(CollectedError::Read)? == file.content {
+            true => Ok(()),
+            false => Err(CollectedError::Content),
+        }
+    }
+
+    /// Gives the complete file its name, if `local` still stands there.
+    fn swap_in(
+        &self,
+        temporary: &[u8],
+        dir: &Dir,
+        name: &Component,
+        local: &State,
+    ) -> Result<Placed, CollectedError> {
+        if *local == State::Absent {
+            return match self.incoming.rename_new(temporary, dir, name.as_bytes()) {
+                Ok(()) => Ok(Placed::Done),
+                Err(e) if e.source.kind() == std::io::ErrorKind::AlreadyExists => Ok(Placed::Changed),
+                Err(e) => Err(e.into()),
+            };
+        }
+        match self.incoming.exchange(temporary, dir, name.as_bytes()) {
+            Ok(()) => {}
+            Err(e) if e.is_absent() => return Ok(Placed::Changed),
+            Err(e) => return Err(e.into()),
+        }
+        if self.is_still(temporary, local)? {
+            return Ok(Placed::Done);
+        }
+        self.incoming.exchange(temporary, dir, name.as_bytes())?;
+        Ok(Placed::Changed)
+    }
+
+    /// Removes what stands at a name, if it is `local`.
+    fn remove(&mut self, dir: &Dir, name: &Component, local: &State) -> Result<Placed, CollectedError> {
+        match local {
+            State::Absent => return Ok(Placed::Done),
+            State::Directory { .. } => {
+                return match dir.remove_dir(name.as_bytes()) {
+                    Ok(_) => Ok(dir.sync_names().map(|()| Placed::Done)?),
+                    Err(e) if e.is_denied() => Ok(Placed::Obstructed),
+                    Err(e) if e.is_no_directory() => Ok(Placed::Changed),
+                    Err(e) => Err(e.into()),
+                };
+            }
+            State::File(_) => {}
+        }
+        let temporary = self.temporary(OUT);
+        match dir.rename(name.as_bytes(), &self.incoming, &temporary) {
+            Ok(()) => {}
+            Err(e) if e.is_absent() => return Ok(Placed::Changed),
+            Err(e) => return Err(e.into()),
+        }
+        if self.is_still(&temporary, local)? {
+            self.incoming.unlink(&temporary)?;
+            dir.sync_names()?;
+            return Ok(Placed::Done);
+        }
+        self.put_back(&temporary, dir, name)?;
+        Ok(Placed::Changed)
+    }
+
+    /// A file that appeared meanwhile under the name is newer: what was taken out then stays in `.incoming`.
+    fn put_back(&self, temporary: &[u8], dir: &Dir, name: &Component) -> Result<(), DiskError> {
+        match self.incoming.rename_new(temporary, dir, name.as_bytes()) {
+            Err(e) if e.source.kind() == std::io::ErrorKind::AlreadyExists => {
+                tracing::warn!(kept = %self.incoming.path().display(), "two files of one name within a moment: one is kept aside");
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    /// Whether a file that was taken out is the one that was decided on.
+    fn is_still(&self, temporary: &[u8], local: &State) -> Result<bool, CollectedError> {
+        let Some(stat) = self.incoming.stat(temporary)? else { return Ok(false) };
+        if stat.kind != FileType::RegularFile {
+            return Ok(false);
+        }
+        let (found, _) = read_state(&self.incoming.open_file(temporary)?, &stat)?;
+        Ok(found == Found::State(*local))
+    }
+
+    fn temporary(&mut self, kind: &str) -> Vec<u8> {
+        self.next = self.next.wrapping_add(1);
+        // Another process may have had this process's ID.
+        format!("{kind}{}-{}-{}", now().seconds, std::process::id(), self.next).into_bytes()
+    }
+
+    /// Removes versions that arrived in part before a crash. A file that was on its way out stays: a visitor
+    /// may have written it at that moment.
+    pub fn tidy(incoming: &Dir) -> Result<(), CollectedError> {
+        for listed in incoming.list()? {
+            if listed.name.starts_with(NEW.as_bytes()) {
+                incoming.unlink(&listed.name)?;
+            } else {
+                let name = listed.name.escape_ascii().to_string();
+                tracing::warn!(%name, directory = %incoming.path().display(), "a file was taken out when the agent was killed: it is kept there");
+            }
+        }
+        Ok(())
+    }
+
+    /// Names in a directory, and whether each may be a directory. None if there is no directory.
+    pub fn names(&self, directory: &TreePath) -> Result<Vec<(TreePath, bool)>, CollectedError> {
+        let opened = match directory.is_root() {
+            true => self.dir.reopen(),
+            false => self.dir.open_dir(directory.as_bytes()),
+        };
+        let dir = match opened {
+            Ok(dir) => dir,
+            Err(e) if e.is_no_directory() || e.is_denied() => return Ok(Vec::new()),
+            Err(e) => return Err(e.into()),
+        };
+        let mut found = Vec::new();
+        for listed in dir.names()? {
+            let listed = listed?;
+            // A name that no path can have is not taken.
+            if let Ok(child) = Component::new(&listed.name).and_then(|name| directory.join(&name)) {
+                found.push((child, listed.directory != Some(false)));
+            }
+        }
+        Ok(found)
+    }
+}
+
+fn mode(stat: &Stat) -> u16 {
+    stat.mode as u16 & MODE_MASK
+}
+
+fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp {
+        seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+        nanoseconds: since.subsec_nanos(),
+    }
+}
+
+fn fingerprint(stat: &Stat) -> Fingerprint {
+    let mut out = Vec::with_capacity(FINGERPRINT_BYTES);
+    out.extend_from_slice(&stat.inode.to_le_bytes());
+    out.extend_from_slice(&stat.size.to_le_bytes());
+    for time in [stat.ctime, stat.mtime] {
+        out.extend_from_slice(&time.seconds.to_le_bytes());
+        out.extend_from_slice(&time.nanoseconds.to_le_bytes());
+    }
+    let mut fixed = [0; FINGERPRINT_BYTES];
+    fixed.iter_mut().zip(out).for_each(|(to, from)| *to = from);
+    fixed
+}
+
+fn read_state(file: &File, before: &Stat) -> Result<(Found, Option<Fingerprint>), CollectedError> {
+    let content = hash_file(file).map_err(CollectedError::Read)?;
+    let after = stat_file(file).map_err(CollectedError::Read)?;
+    let (mark, is_racy) = (fingerprint(&after), after.ctime.seconds + RACY_SECONDS >= now().seconds);
+    if after.kind != FileType::RegularFile || (after.size, after.mtime) != (before.size, before.mtime) {
+        return Ok((Found::Moving, None));
+    }
+    let state = FileState { content, size: after.size, mode: mode(&after), mtime: after.mtime };
+    Ok((Found::State(State::File(state)), Some(mark).filter(|_| !is_racy)))
+}
+
+/// Reads the next piece of a file.
+pub(super) fn next_piece(file: &mut File, buffer: &mut [u8]) -> Result<usize, CollectedError> {
+    file.read(buffer).map_err(CollectedError::Read)
+}

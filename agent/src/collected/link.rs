@@ -1,0 +1,177 @@
+//! Keeps a stream of collected directories to the origin, while this node has any.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use syncd_proto::v1;
+use syncd_proto::v1::collected_client::CollectedClient;
+use syncd_shared::collected::CollectedName;
+use syncd_shared::limits::CONTROL_MESSAGE_MAX_BYTES;
+use syncd_shared::text::error_chain;
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::Code;
+
+use super::engine::{Engine, Event, Link};
+use super::error::CollectedError;
+use super::files::Files;
+use super::journal::Journal;
+use super::watch::Watch;
+use crate::backoff::Backoff;
+use crate::dialer::Dialer;
+use crate::state::disk::{Dir, Owners};
+use crate::status::AgentStatus;
+
+const SHORTEST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+/// Pause if the origin has no collected directories.
+const UNSERVED_PAUSE: Duration = Duration::from_secs(60);
+const EVENTS: usize = 1_024;
+const MESSAGES: usize = 64;
+
+/// Serves the collected directories of ROOT until `stop`. While there are none, it only looks for them when
+/// another generation is live.
+pub async fn serve(
+    root: PathBuf,
+    dialer: Dialer,
+    owners: Owners,
+    mut status: watch::Receiver<AgentStatus>,
+    stop: CancellationToken,
+) {
+    let known = loop {
+        let before = status.borrow_and_update().generation;
+        match existing(&root) {
+            Ok(names) if !names.is_empty() => break names,
+            Ok(_) => {}
+            Err(error) => tracing::warn!(error = error_chain(&error), "can't read ROOT/collected"),
+        }
+        tokio::select! {
+            () = other_generation(&mut status, before) => {}
+            () = stop.cancelled() => return,
+        }
+    };
+    let (events, queue) = mpsc::channel(EVENTS);
+    let (runtime, own, watching) = (Handle::current(), events.clone(), stop.clone());
+    let directory = root.clone();
+    let engine =
+        tokio::task::spawn_blocking(move || match engine(&directory, runtime, owners, own, watching) {
+            Ok(engine) => engine.run(queue),
+            Err(error) => {
+                tracing::error!(error = error_chain(&error), "collected directories are not served");
+            }
+        });
+    tokio::select! {
+        () = connect(dialer, &events) => {}
+        () = notice(&root, known, status, &events) => {}
+        () = stop.cancelled() => {}
+    }
+    let _ = events.send(Event::Stop).await;
+    let _ = engine.await;
+}
+
+fn engine(
+    root: &Path,
+    runtime: Handle,
+    owners: Owners,
+    events: mpsc::Sender<Event>,
+    stop: CancellationToken,
+) -> Result<Engine, CollectedError> {
+    let journal = Journal::open(&root.join("state/collected.redb"))?;
+    let watch = Watch::start(&root.join("collected"), events, stop).map_err(CollectedError::Watch)?;
+    let parent = Dir::open_path(&root.join("collected"))?;
+    Files::tidy(&parent.ensure_dir(INCOMING, 0o700)?)?;
+    let at = root.to_owned();
+    let open = move || {
+        let mut opened = Vec::new();
+        for name in existing(&at)? {
+            let (dir, incoming) = (parent.open_dir(name.as_bytes())?, parent.open_dir(INCOMING)?);
+            opened.push((name, Files::open(dir, incoming, owners)?));
+        }
+        Ok(opened)
+    };
+    Ok(Engine::new(runtime, journal, watch, Box::new(open)))
+}
+
+const INCOMING: &[u8] = b".incoming";
+
+/// Names of the collected directories of a node.
+fn existing(root: &Path) -> Result<Vec<CollectedName>, CollectedError> {
+    let parent = match Dir::open_path(&root.join("collected")) {
+        Ok(parent) => parent,
+        Err(e) if e.is_absent() => return Ok(Vec::new()),
+        Err(e) => return Err(e.into()),
+    };
+    let mut names: Vec<CollectedName> =
+        parent.list()?.iter().filter_map(|listed| CollectedName::new(&listed.name).ok()).collect();
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// Has the engine look again when there are other directories.
+async fn notice(
+    root: &Path,
+    mut known: Vec<CollectedName>,
+    mut status: watch::Receiver<AgentStatus>,
+    events: &mpsc::Sender<Event>,
+) {
+    loop {
+        let before = status.borrow_and_update().generation;
+        if let Ok(names) = existing(root)
+            && names != known
+        {
+            known = names;
+            if events.send(Event::Everything).await.is_err() {
+                return;
+            }
+        }
+        other_generation(&mut status, before).await;
+    }
+}
+
+/// Waits until another generation than `before` is live. Cancel safe.
+async fn other_generation(status: &mut watch::Receiver<AgentStatus>, before: Option<u64>) {
+    if status.wait_for(|status| status.generation != before).await.is_err() {
+        std::future::pending().await
+    }
+}
+
+/// Connects again and again. Cancel safe.
+async fn connect(mut dialer: Dialer, events: &mpsc::Sender<Event>) {
+    let mut backoff = Backoff::new(SHORTEST_PAUSE, LONGEST_PAUSE);
+    loop {
+        let ended = follow(&mut dialer, events, &mut backoff).await;
+        if events.send(Event::Disconnected).await.is_err() {
+            return;
+        }
+        let pause = match &ended {
+            Err(CollectedError::Origin(status)) if status.code() == Code::Unimplemented => UNSERVED_PAUSE,
+            _ => backoff.pause(),
+        };
+        if let Err(error) = ended {
+            tracing::debug!(error = error_chain(&error), "the stream of collected directories ended");
+        }
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// Hands one stream's messages to the engine, until it ends.
+async fn follow(
+    dialer: &mut Dialer,
+    events: &mpsc::Sender<Event>,
+    backoff: &mut Backoff,
+) -> Result<(), CollectedError> {
+    let channel = dialer.dial().await.map_err(|error| CollectedError::Connect(Box::new(error)))?;
+    let mut client = CollectedClient::new(channel).max_decoding_message_size(CONTROL_MESSAGE_MAX_BYTES);
+    let (messages, queue) = mpsc::channel::<v1::CollectedUp>(MESSAGES);
+    let mut incoming = client.exchange(ReceiverStream::new(queue)).await?.into_inner();
+    let link = Event::Connected(Link { messages, client });
+    events.send(link).await.map_err(|_| CollectedError::Disconnected)?;
+    while let Some(message) = incoming.message().await? {
+        backoff.reset();
+        let event = Event::Received(Box::new(message));
+        events.send(event).await.map_err(|_| CollectedError::Disconnected)?;
+    }
+    Ok(())
+}

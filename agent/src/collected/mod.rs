@@ -1,0 +1,24 @@
+//! The agent's side of collected directories: finds local changes, sends them to the origin, and places the
+//! versions of other nodes.
+//!
+//! ```text
+//! ROOT/collected/NAME        the files, which visitors write to
+//! ROOT/collected/.incoming   versions that arrive, and local files on their way out
+//! ROOT/state/collected.redb  the journal
+//! ```
+//!
+//! [`link`] keeps a stream to the origin. [`engine`] is the one owner of journal and files: a thread that
+//! takes events of [`watch`] and of the stream. [`syncd_shared::collected::Row`] decides on the next step at
+//! each path.
+//!
+//! **After a crash.** Rows are durable before a change is sent, and placed files before their rows.
+//! All names are looked at again after every start and after every connection.
+
+mod engine;
+mod error;
+mod files;
+mod journal;
+mod link;
+mod watch;
+
+pub use link::serve;

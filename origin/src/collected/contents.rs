@@ -1,0 +1,171 @@
+//! Contents of collected files, as files named by their hash.
+//!
+//! They are not in the store's packs: uploads are compressed already, a pack has to be rewritten to be rid of
+//! one content, and a scan may hold the store's only writer for minutes.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use syncd_shared::ContentHash;
+
+use super::{CollectError, io_error};
+
+/// Directory of contents. See the module documentation.
+#[derive(Debug)]
+pub struct Contents {
+    complete: PathBuf,
+    incoming: PathBuf,
+    next: AtomicU64,
+}
+
+impl Contents {
+    /// Opens or creates the directories. Removes uploads that a crash interrupted.
+    pub(super) fn open(parent: &Path) -> Result<Self, CollectError> {
+        let (complete, incoming) = (parent.join("contents"), parent.join("incoming"));
+        if incoming.try_exists().map_err(io_error("read", &incoming))? {
+            fs::remove_dir_all(&incoming).map_err(io_error("remove", &incoming))?;
+        }
+        for dir in [&complete, &incoming] {
+            fs::create_dir_all(dir).map_err(io_error("create", dir))?;
+        }
+        for shard in 0..=u8::MAX {
+            let dir = complete.join(format!("{shard:02x}"));
+            match fs::create_dir(&dir) {
+                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(io_error("create", &dir)(e));
+                }
+                _ => {}
+            }
+        }
+        sync_directory(&complete)?;
+        sync_directory(parent)?;
+        Ok(Self { complete, incoming, next: AtomicU64::new(0) })
+    }
+
+    fn shard(&self, content: &ContentHash) -> PathBuf {
+        let [first, ..] = content.as_bytes();
+        self.complete.join(format!("{first:02x}"))
+    }
+
+    fn path(&self, content: &ContentHash) -> PathBuf {
+        self.shard(content).join(content.to_string())
+    }
+
+    /// Whether the content is here. Its name may not be durable yet ([`Self::sync_names`]).
+    pub fn has(&self, content: &ContentHash, size: u64) -> bool {
+        fs::symlink_metadata(self.path(content)).is_ok_and(|found| found.is_file() && found.len() == size)
+    }
+
+    pub fn open_content(&self, content: &ContentHash) -> Result<File, CollectError> {
+        let path = self.path(content);
+        File::open(&path).map_err(io_error("read", &path))
+    }
+
+    /// Makes the names of these contents durable.
+    pub(super) fn sync_names<'a>(
+        &self,
+        contents: impl IntoIterator<Item = &'a ContentHash>,
+    ) -> Result<(), CollectError> {
+        let mut shards: Vec<PathBuf> = contents.into_iter().map(|content| self.shard(content)).collect();
+        shards.sort_unstable();
+        shards.dedup();
+        shards.iter().try_for_each(|shard| sync_directory(shard))
+    }
+
+    /// Removes a content that nothing uses.
+    pub(super) fn remove(&self, content: &ContentHash) -> Result<(), CollectError> {
+        let path = self.path(content);
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(io_error("remove", &path)(e)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes all contents but those that are used.
+    pub(super) fn keep_only(
+        &self,
+        is_used: impl Fn(&ContentHash) -> Result<bool, CollectError>,
+    ) -> Result<(), CollectError> {
+        for shard in 0..=u8::MAX {
+            let dir = self.complete.join(format!("{shard:02x}"));
+            for listed in fs::read_dir(&dir).map_err(io_error("read", &dir))? {
+                let name = listed.map_err(io_error("read", &dir))?.file_name();
+                let Some(content) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
+                if !is_used(&content)? {
+                    self.remove(&content)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins to receive a content.
+    pub fn upload(&self, content: ContentHash, size: u64) -> Result<Upload<'_>, CollectError> {
+        let path = self.incoming.join(self.next.fetch_add(1, Ordering::Relaxed).to_string());
+        let file = File::create_new(&path).map_err(io_error("create", &path))?;
+        Ok(Upload { contents: self, content, size, received: 0, hasher: blake3::Hasher::new(), file, path })
+    }
+}
+
+/// A content that arrives. It is removed when dropped before it was finished.
+pub struct Upload<'a> {
+    contents: &'a Contents,
+    content: ContentHash,
+    size: u64,
+    received: u64,
+    hasher: blake3::Hasher,
+    file: File,
+    path: PathBuf,
+}
+
+impl Upload<'_> {
+    /// Takes the next bytes. Fails beyond the announced size.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), CollectError> {
+        let actual = self.received.saturating_add(bytes.len() as u64);
+        if actual > self.size {
+            return Err(CollectError::Size { expected: self.size, actual });
+        }
+        self.received = actual;
+        self.hasher.update(bytes);
+        self.file.write_all(bytes).map_err(io_error("write", &self.path))
+    }
+
+    /// Checks the content, and gives it its name. The bytes are durable on return.
+    pub fn finish(self) -> Result<(), CollectError> {
+        if self.received != self.size {
+            return Err(CollectError::Size { expected: self.size, actual: self.received });
+        }
+        let actual = ContentHash::from_bytes(self.hasher.finalize().into());
+        if actual != self.content {
+            return Err(CollectError::Content { expected: self.content, actual });
+        }
+        self.file.sync_all().map_err(io_error("sync", &self.path))?;
+        let path = self.contents.path(&self.content);
+        fs::rename(&self.path, &path).map_err(io_error("create", &path))
+    }
+}
+
+impl Drop for Upload<'_> {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+fn sync_directory(path: &Path) -> Result<(), CollectError> {
+    File::open(path).and_then(|dir| dir.sync_all()).map_err(io_error("sync", path))
+}
+
+/// Replaces a small file, durably.
+pub(super) fn write_durably(path: &Path, bytes: &[u8]) -> Result<(), CollectError> {
+    let new = path.with_extension("new");
+    let write = || {
+        let mut file = File::create(&new)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&new, path)
+    };
+    write().map_err(io_error("write", path))?;
+    path.parent().map_or(Ok(()), sync_directory)
+}

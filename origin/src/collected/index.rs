@@ -1,0 +1,354 @@
+//! The index of collected directories: one redb database. Every commit is durable.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use redb::{Database, ReadableDatabase, ReadableTable, Table, TableDefinition, WriteTransaction};
+use syncd_shared::collected::stored::{with_checksum, without_checksum};
+use syncd_shared::collected::{
+    Around, Chain, Change, CollectedName, FileState, Loser, State, Verdict, Version, VersionNumber,
+};
+use syncd_shared::{ContentHash, TreePath};
+
+use super::CollectError;
+
+const FORMAT: u64 = 1;
+const CACHE_BYTES: usize = 16 * 1024 * 1024;
+const OPEN_PATIENCE: Duration = Duration::from_secs(5);
+const OPEN_RETRY: Duration = Duration::from_millis(20);
+
+/// Directory and path -> chain.
+const CHAINS: TableDefinition<'_, (&str, &[u8]), &[u8]> = TableDefinition::new("chains");
+/// Directory and number of a current version -> path.
+const NUMBERS: TableDefinition<'_, (&str, u64), &[u8]> = TableDefinition::new("numbers");
+/// Directory and counter -> loser.
+const LOSERS: TableDefinition<'_, (&str, u64), &[u8]> = TableDefinition::new("losers");
+/// Content -> number of versions and losers that have it.
+const USES: TableDefinition<'_, &[u8; 32], u64> = TableDefinition::new("uses");
+/// Directory and name -> value.
+const META: TableDefinition<'_, (&str, &str), u64> = TableDefinition::new("meta");
+
+/// Key in [`META`], without a directory.
+const META_FORMAT: (&str, &str) = ("", "format");
+/// Names in [`META`]: the newest version, bytes of current files, the newest loser, bytes of losers.
+const NEWEST: &str = "newest";
+const BYTES: &str = "bytes";
+const NEWEST_LOSER: &str = "newest_loser";
+const LOSER_BYTES: &str = "loser_bytes";
+
+fn failed(error: impl Into<redb::Error>) -> CollectError {
+    CollectError::Index(Box::new(error.into()))
+}
+
+/// An origin that ran in this process before may be about to close the file.
+fn open_patiently(path: &Path) -> Result<Database, CollectError> {
+    let deadline = Instant::now() + OPEN_PATIENCE;
+    loop {
+        match redb::Builder::new().set_cache_size(CACHE_BYTES).create(path) {
+            Err(redb::DatabaseError::DatabaseAlreadyOpen) if Instant::now() < deadline => {
+                std::thread::sleep(OPEN_RETRY);
+            }
+            opened => return opened.map_err(failed),
+        }
+    }
+}
+
+pub(super) struct Index {
+    database: Database,
+}
+
+impl Index {
+    pub fn open(path: &Path) -> Result<Self, CollectError> {
+        let database = open_patiently(path)?;
+        let index = Self { database };
+        let transaction = index.begin()?;
+        Tables::open(&transaction)?.check_format()?;
+        transaction.commit().map_err(failed)?;
+        Ok(index)
+    }
+
+    /// Begins a durable transaction.
+    pub fn begin(&self) -> Result<WriteTransaction, CollectError> {
+        let mut transaction = self.database.begin_write().map_err(failed)?;
+        transaction.set_quick_repair(true);
+        Ok(transaction)
+    }
+
+    pub fn commit(transaction: WriteTransaction) -> Result<(), CollectError> {
+        transaction.commit().map_err(failed)
+    }
+
+    pub fn is_used(&self, content: &ContentHash) -> Result<bool, CollectError> {
+        let transaction = self.database.begin_read().map_err(failed)?;
+        let uses = transaction.open_table(USES).map_err(failed)?;
+        Ok(uses.get(content.as_bytes()).map_err(failed)?.is_some())
+    }
+
+    pub fn newest(&self, name: &CollectedName) -> Result<u64, CollectError> {
+        let transaction = self.database.begin_read().map_err(failed)?;
+        let meta = transaction.open_table(META).map_err(failed)?;
+        Ok(meta.get((name.as_str(), NEWEST)).map_err(failed)?.map_or(0, |number| number.value()))
+    }
+
+    pub fn versions(
+        &self,
+        name: &CollectedName,
+        after: u64,
+        limit: usize,
+    ) -> Result<Vec<(TreePath, Version)>, CollectError> {
+        let transaction = self.database.begin_read().map_err(failed)?;
+        let numbers = transaction.open_table(NUMBERS).map_err(failed)?;
+        let chains = transaction.open_table(CHAINS).map_err(failed)?;
+        let range = (name.as_str(), after.saturating_add(1))..=(name.as_str(), u64::MAX);
+        let mut found = Vec::new();
+        for row in numbers.range(range).map_err(failed)?.take(limit) {
+            let (_, path) = row.map_err(failed)?;
+            let path = TreePath::from_bytes(path.value()).map_err(|e| CollectError::Damaged(e.into()))?;
+            let current = chain_in(&chains, name, &path)?.current();
+            found.push((path, current));
+        }
+        Ok(found)
+    }
+
+    /// The losers of a directory, oldest first.
+    pub fn losers(&self, name: &CollectedName) -> Result<Vec<Loser>, CollectError> {
+        let transaction = self.database.begin_read().map_err(failed)?;
+        let losers = transaction.open_table(LOSERS).map_err(failed)?;
+        let range = (name.as_str(), 0)..=(name.as_str(), u64::MAX);
+        let rows = losers.range(range).map_err(failed)?;
+        rows.map(|row| loser_of(name, row.map_err(failed)?)).collect()
+    }
+}
+
+type LoserRow<'a> = (redb::AccessGuard<'a, (&'static str, u64)>, redb::AccessGuard<'a, &'static [u8]>);
+
+fn loser_of(name: &CollectedName, (key, value): LoserRow<'_>) -> Result<Loser, CollectError> {
+    let (_, number) = key.value();
+    Ok(Loser::decode(without_checksum(&loser_key(name, number), value.value())?)?)
+}
+
+fn chain_key(name: &CollectedName, path: &TreePath) -> Vec<u8> {
+    [name.as_bytes(), b"\0", path.as_bytes()].concat()
+}
+
+fn loser_key(name: &CollectedName, number: u64) -> Vec<u8> {
+    [name.as_bytes(), b"\0", &number.to_le_bytes()].concat()
+}
+
+fn chain_in(
+    chains: &impl ReadableTable<(&'static str, &'static [u8]), &'static [u8]>,
+    name: &CollectedName,
+    path: &TreePath,
+) -> Result<Chain, CollectError> {
+    let Some(stored) = chains.get((name.as_str(), path.as_bytes())).map_err(failed)? else {
+        return Ok(Chain::default());
+    };
+    Ok(Chain::decode(without_checksum(&chain_key(name, path), stored.value())?)?)
+}
+
+/// The tables in one transaction.
+pub(super) struct Tables<'t> {
+    chains: Table<'t, (&'static str, &'static [u8]), &'static [u8]>,
+    numbers: Table<'t, (&'static str, u64), &'static [u8]>,
+    losers: Table<'t, (&'static str, u64), &'static [u8]>,
+    uses: Table<'t, &'static [u8; 32], u64>,
+    meta: Table<'t, (&'static str, &'static str), u64>,
+}
+
+impl<'t> Tables<'t> {
+    pub fn open(transaction: &'t WriteTransaction) -> Result<Self, CollectError> {
+        Ok(Self {
+            chains: transaction.open_table(CHAINS).map_err(failed)?,
+            numbers: transaction.open_table(NUMBERS).map_err(failed)?,
+            losers: transaction.open_table(LOSERS).map_err(failed)?,
+            uses: transaction.open_table(USES).map_err(failed)?,
+            meta: transaction.open_table(META).map_err(failed)?,
+        })
+    }
+
+    fn check_format(&mut self) -> Result<(), CollectError> {
+        let found = self.meta.get(META_FORMAT).map_err(failed)?.map(|format| format.value());
+        match found {
+            None => self.meta.insert(META_FORMAT, FORMAT).map(drop).map_err(failed),
+            Some(FORMAT) => Ok(()),
+            Some(actual) => Err(CollectError::Format { actual, expected: FORMAT }),
+        }
+    }
+
+    pub fn chain(&self, name: &CollectedName, path: &TreePath) -> Result<Chain, CollectError> {
+        chain_in(&self.chains, name, path)
+    }
+
+    pub fn judge(
+        &self,
+        name: &CollectedName,
+        path: &TreePath,
+        chain: &Chain,
+        change: &Change,
+    ) -> Result<Verdict, CollectError> {
+        let around = if change.state == State::Absent { Around::Clear } else { self.around(name, path)? };
+        Ok(chain.judge(change, around))
+    }
+
+    fn around(&self, name: &CollectedName, path: &TreePath) -> Result<Around, CollectError> {
+        let mut above = path.split_last().map(|(parent, _)| parent);
+        while let Some(parent) = above.filter(|parent| !parent.is_root()) {
+            if self.chain(name, &parent)?.current().state.content().is_some() {
+                return Ok(Around::FileAbove);
+            }
+            above = parent.split_last().map(|(parent, _)| parent);
+        }
+        let (first, end) = ([path.as_bytes(), b"/"].concat(), [path.as_bytes(), b"0"].concat());
+        let range = (name.as_str(), first.as_slice())..(name.as_str(), end.as_slice());
+        for row in self.chains.range(range).map_err(failed)? {
+            let (key, value) = row.map_err(failed)?;
+            let below = TreePath::from_bytes(key.value().1).map_err(|e| CollectError::Damaged(e.into()))?;
+            let chain = Chain::decode(without_checksum(&chain_key(name, &below), value.value())?)?;
+            if chain.current().state != State::Absent {
+                return Ok(Around::EntriesBelow);
+            }
+        }
+        Ok(Around::Clear)
+    }
+
+    fn value(&self, name: &CollectedName, of: &str) -> Result<u64, CollectError> {
+        Ok(self.meta.get((name.as_str(), of)).map_err(failed)?.map_or(0, |value| value.value()))
+    }
+
+    fn set(&mut self, name: &CollectedName, of: &str, value: u64) -> Result<(), CollectError> {
+        self.meta.insert((name.as_str(), of), value).map_err(failed)?;
+        Ok(())
+    }
+
+    /// Bytes of all current files if `after` took the place of `before`.
+    pub fn bytes_with(
+        &self,
+        name: &CollectedName,
+        before: &State,
+        after: &State,
+    ) -> Result<u64, CollectError> {
+        Ok(self.value(name, BYTES)?.saturating_sub(size(before)).saturating_add(size(after)))
+    }
+
+    /// Makes a state the current version of a path. Returns contents that nothing uses any more.
+    pub fn take(
+        &mut self,
+        (name, path): (&CollectedName, &TreePath),
+        mut chain: Chain,
+        state: State,
+        now_ms: u64,
+    ) -> Result<(Version, Vec<ContentHash>), CollectError> {
+        let before = chain.current();
+        let bytes = self.bytes_with(name, &before.state, &state)?;
+        self.set(name, BYTES, bytes)?;
+        let number = self.value(name, NEWEST)?.saturating_add(1);
+        self.set(name, NEWEST, number)?;
+        if before.number != VersionNumber::NONE {
+            self.numbers.remove((name.as_str(), before.number.get())).map_err(failed)?;
+        }
+        self.numbers.insert((name.as_str(), number), path.as_bytes()).map_err(failed)?;
+        let version = Version { number: VersionNumber::new(number), state };
+        let used_before = contents_of(&chain);
+        chain.take(version, now_ms);
+        let stored = with_checksum(&chain_key(name, path), chain.encode());
+        self.chains.insert((name.as_str(), path.as_bytes()), stored.as_slice()).map_err(failed)?;
+        contents_of(&chain).iter().try_for_each(|content| self.use_content(content))?;
+        let mut unused = Vec::new();
+        for content in used_before {
+            unused.extend(self.release(content)?);
+        }
+        Ok((version, unused))
+    }
+
+    /// Keeps the content of a change that came second. Returns contents that nothing uses any more.
+    pub fn keep_loser(
+        &mut self,
+        name: &CollectedName,
+        loser: &Loser,
+        bytes_max: u64,
+    ) -> Result<Vec<ContentHash>, CollectError> {
+        if self.is_loser(name, loser)? {
+            return Ok(Vec::new());
+        }
+        let number = self.value(name, NEWEST_LOSER)?.saturating_add(1);
+        let mut bytes = self.value(name, LOSER_BYTES)?.saturating_add(loser.file.size);
+        let mut unused = Vec::new();
+        while bytes > bytes_max {
+            // The newest stays, however large.
+            let Some((oldest, given_up)) = self.oldest_loser(name)? else { break };
+            self.losers.remove((name.as_str(), oldest)).map_err(failed)?;
+            bytes = bytes.saturating_sub(given_up.file.size);
+            tracing::warn!(directory = %name, path = %given_up.path, node = %given_up.node,
+                "gave up the oldest content that lost a conflict, for lack of room");
+            unused.extend(self.release(given_up.file.content)?);
+        }
+        let stored = with_checksum(&loser_key(name, number), loser.encode());
+        self.losers.insert((name.as_str(), number), stored.as_slice()).map_err(failed)?;
+        self.set(name, NEWEST_LOSER, number)?;
+        self.set(name, LOSER_BYTES, bytes)?;
+        self.use_content(&loser.file.content)?;
+        unused.retain(|content| *content != loser.file.content);
+        Ok(unused)
+    }
+
+    fn is_loser(&self, name: &CollectedName, loser: &Loser) -> Result<bool, CollectError> {
+        for row in self.losers.range((name.as_str(), 0)..=(name.as_str(), u64::MAX)).map_err(failed)? {
+            let kept = loser_of(name, row.map_err(failed)?)?;
+            if kept.path == loser.path && kept.file.content == loser.file.content {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn oldest_loser(&self, name: &CollectedName) -> Result<Option<(u64, Loser)>, CollectError> {
+        let mut rows = self.losers.range((name.as_str(), 0)..=(name.as_str(), u64::MAX)).map_err(failed)?;
+        let Some(row) = rows.next() else { return Ok(None) };
+        let row = row.map_err(failed)?;
+        let number = row.0.value().1;
+        Ok(Some((number, loser_of(name, row)?)))
+    }
+
+    fn use_content(&mut self, content: &ContentHash) -> Result<(), CollectError> {
+        let count = self.uses(content)?.saturating_add(1);
+        self.uses.insert(content.as_bytes(), count).map_err(failed)?;
+        Ok(())
+    }
+
+    fn uses(&self, content: &ContentHash) -> Result<u64, CollectError> {
+        Ok(self.uses.get(content.as_bytes()).map_err(failed)?.map_or(0, |count| count.value()))
+    }
+
+    /// Returns the content if nothing uses it any more.
+    fn release(&mut self, content: ContentHash) -> Result<Option<ContentHash>, CollectError> {
+        match self.uses(&content)?.saturating_sub(1) {
+            0 => {
+                self.uses.remove(content.as_bytes()).map_err(failed)?;
+                Ok(Some(content))
+            }
+            count => {
+                self.uses.insert(content.as_bytes(), count).map_err(failed)?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Whether a content is used, within this transaction.
+    pub fn is_used(&self, content: &ContentHash) -> Result<bool, CollectError> {
+        Ok(self.uses(content)? > 0)
+    }
+}
+
+fn size(state: &State) -> u64 {
+    match state {
+        State::File(FileState { size, .. }) => *size,
+        State::Absent | State::Directory { .. } => 0,
+    }
+}
+
+/// Contents of the versions that a chain keeps.
+fn contents_of(chain: &Chain) -> Vec<ContentHash> {
+    let current = chain.current();
+    let states = chain.past().iter().map(|past| past.version.state).chain([current.state]);
+    states.filter_map(|state| state.content()).collect()
+}

@@ -1,0 +1,181 @@
+//! The thread that judges all changes. See [`super`].
+
+use std::collections::BTreeSet;
+use std::io;
+use std::sync::{Arc, Weak};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use redb::WriteTransaction;
+use syncd_shared::ContentHash;
+use syncd_shared::collected::message::Decision;
+use syncd_shared::collected::{Answer, Loser, State, Verdict};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::index::{Index, Tables};
+use super::{CollectError, NodeChange, Shared};
+
+/// Changes judged in one transaction.
+const BATCH: usize = 256;
+
+type Reply = oneshot::Sender<Result<Decision, Arc<CollectError>>>;
+
+pub(super) enum Job {
+    Judge(Box<NodeChange>, Reply),
+    Barrier(oneshot::Sender<()>),
+}
+
+/// Starts the thread. It ends with the last [`super::Collection`].
+pub(super) fn start(
+    shared: Weak<Shared>,
+    mut queue: mpsc::Receiver<Job>,
+    changed: watch::Sender<u64>,
+) -> io::Result<()> {
+    let run = move || {
+        while let Some(first) = queue.blocking_recv() {
+            let mut jobs = vec![first];
+            while jobs.len() < BATCH
+                && let Ok(job) = queue.try_recv()
+            {
+                jobs.push(job);
+            }
+            let Some(shared) = shared.upgrade() else { return };
+            answer(&shared, jobs, &changed);
+        }
+    };
+    std::thread::Builder::new().name("collected".into()).spawn(run).map(drop)
+}
+
+fn answer(shared: &Shared, jobs: Vec<Job>, changed: &watch::Sender<u64>) {
+    let (mut changes, mut replies, mut barriers) = (Vec::new(), Vec::new(), Vec::new());
+    for job in jobs {
+        match job {
+            Job::Judge(change, reply) => {
+                changes.push(*change);
+                replies.push(reply);
+            }
+            Job::Barrier(reply) => barriers.push(reply),
+        }
+    }
+    match judge_all(shared, &changes) {
+        Ok(decisions) => {
+            let is_new = |decision: &Decision| {
+                matches!(decision, Decision::Answered(Answer { verdict: Verdict::Take, .. }))
+            };
+            if decisions.iter().any(is_new) {
+                changed.send_modify(|count| *count = count.wrapping_add(1));
+            }
+            for (decision, reply) in decisions.into_iter().zip(replies) {
+                let _ = reply.send(Ok(decision));
+            }
+        }
+        Err(error) => {
+            let error = Arc::new(error);
+            tracing::error!(error = crate::error_chain(&error), "changes of collected directories failed");
+            replies.into_iter().for_each(|reply| drop(reply.send(Err(error.clone()))));
+        }
+    }
+    for barrier in barriers {
+        let _ = barrier.send(());
+    }
+}
+
+/// Judges changes in order. Durable on `Ok`; nothing is changed on `Err`.
+fn judge_all(shared: &Shared, changes: &[NodeChange]) -> Result<Vec<Decision>, CollectError> {
+    if changes.is_empty() {
+        return Ok(Vec::new());
+    }
+    let transaction = shared.index.begin()?;
+    let Judged { decisions, added, unused } = Batch::new(shared, &transaction)?.judge_all(changes)?;
+    // Before the commit refers to them.
+    shared.contents.sync_names(added.iter())?;
+    Index::commit(transaction)?;
+    for content in &unused {
+        // Removed at the next start if it fails.
+        if let Err(error) = shared.contents.remove(content) {
+            tracing::warn!(error = crate::error_chain(&error), "an unused content stays for now");
+        }
+    }
+    Ok(decisions)
+}
+
+/// The outcome of a batch that is not committed yet.
+struct Judged {
+    decisions: Vec<Decision>,
+    /// Contents that the index refers to from now on.
+    added: BTreeSet<ContentHash>,
+    /// Contents that it does not refer to any more.
+    unused: BTreeSet<ContentHash>,
+}
+
+struct Batch<'a, 't> {
+    shared: &'a Shared,
+    tables: Tables<'t>,
+    now_ms: u64,
+    added: BTreeSet<ContentHash>,
+    unused: BTreeSet<ContentHash>,
+}
+
+impl<'a, 't> Batch<'a, 't> {
+    fn new(shared: &'a Shared, transaction: &'t WriteTransaction) -> Result<Self, CollectError> {
+        let tables = Tables::open(transaction)?;
+        Ok(Self { shared, tables, now_ms: now_ms(), added: BTreeSet::new(), unused: BTreeSet::new() })
+    }
+
+    fn judge_all(mut self, changes: &[NodeChange]) -> Result<Judged, CollectError> {
+        let decisions = changes.iter().map(|change| self.judge(change)).collect::<Result<Vec<_>, _>>()?;
+        let mut unused = BTreeSet::new();
+        for content in self.unused {
+            if !self.tables.is_used(&content)? {
+                unused.insert(content);
+            }
+        }
+        Ok(Judged { decisions, added: self.added, unused })
+    }
+
+    fn judge(&mut self, node_change: &NodeChange) -> Result<Decision, CollectError> {
+        let NodeChange { directory, node, path, change } = node_change;
+        let ruled = self.shared.directories.get(directory).ok_or(CollectError::UnknownDirectory)?;
+        let is_directory = matches!(change.state, State::Directory { .. });
+        if change.state != State::Absent && ruled.denied.excludes(path, is_directory) {
+            return Ok(refused("the rule deny of this directory"));
+        }
+        let chain = self.tables.chain(directory, path)?;
+        let current = chain.current();
+        let verdict = self.tables.judge(directory, path, &chain, change)?;
+        if let (State::File(file), Verdict::Take | Verdict::Conflict) = (&change.state, verdict) {
+            if !self.shared.contents.has(&file.content, file.size) {
+                return Ok(Decision::NeedsContent);
+            }
+            self.added.insert(file.content);
+        }
+        match (verdict, &change.state) {
+            (Verdict::Take, state) => {
+                let bytes = self.tables.bytes_with(directory, &current.state, state)?;
+                let grows = bytes > self.tables.bytes_with(directory, &State::Absent, &State::Absent)?;
+                if grows && bytes > ruled.options.max_bytes {
+                    return Ok(refused("max_bytes of this directory"));
+                }
+                let (current, unused) = self.tables.take((directory, path), chain, *state, self.now_ms)?;
+                self.unused.extend(unused);
+                Ok(Decision::Answered(Answer { verdict, current }))
+            }
+            (Verdict::Conflict, State::File(file)) => {
+                let loser = Loser { path: path.clone(), file: *file, node: node.clone(), at_ms: self.now_ms };
+                let most = ruled.options.losers_max_bytes;
+                self.unused.extend(self.tables.keep_loser(directory, &loser, most)?);
+                tracing::warn!(%directory, %path, %node, "conflict: another change came first, this content is kept");
+                Ok(Decision::Answered(Answer { verdict, current }))
+            }
+            _ => Ok(Decision::Answered(Answer { verdict, current })),
+        }
+    }
+}
+
+fn refused(reason: &str) -> Decision {
+    Decision::Refused { reason: reason.to_owned() }
+}
+
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

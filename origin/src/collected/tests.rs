@@ -1,0 +1,216 @@
+use std::path::Path;
+
+use syncd_shared::collected::{Answer, FileState, State, Verdict, VersionNumber};
+use syncd_shared::directory::Timestamp;
+
+use super::*;
+
+fn options(max_bytes: u64, losers_max_bytes: u64) -> CollectedOptions {
+    CollectedOptions {
+        name: name(),
+        path: path("wp-content/uploads"),
+        owner: (33, 33),
+        deny: vec!["*.php".into(), ".htaccess".into()],
+        max_bytes,
+        losers_max_bytes,
+    }
+}
+
+fn name() -> CollectedName {
+    "uploads".parse().unwrap()
+}
+
+fn path(text: &str) -> TreePath {
+    TreePath::from_bytes(text.as_bytes()).unwrap()
+}
+
+fn open(data: &Path) -> Collection {
+    Collection::open(data, vec![options(1_000_000, 1_000)]).unwrap()
+}
+
+fn file(text: &str) -> State {
+    let (content, size) = (ContentHash::of(text.as_bytes()), text.len() as u64);
+    State::File(FileState { content, size, mode: 0o644, mtime: Timestamp::default() })
+}
+
+fn upload(collection: &Collection, text: &str) {
+    let mut upload =
+        collection.contents().upload(ContentHash::of(text.as_bytes()), text.len() as u64).unwrap();
+    upload.write(text.as_bytes()).unwrap();
+    upload.finish().unwrap();
+}
+
+async fn decide(collection: &Collection, at: &str, base: u64, state: State) -> Decision {
+    let change = Change { base: VersionNumber::new(base), state };
+    let change = NodeChange { directory: name(), node: "web-1".into(), path: path(at), change };
+    collection.submit(change).await.unwrap()
+}
+
+/// Uploads the content and has the change judged. Returns the verdict and the number of the current version.
+async fn change(collection: &Collection, at: &str, base: u64, text: Option<&str>) -> (Verdict, u64) {
+    if let Some(text) = text {
+        upload(collection, text);
+    }
+    match decide(collection, at, base, text.map_or(State::Absent, file)).await {
+        Decision::Answered(Answer { verdict, current }) => (verdict, current.number.get()),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn losers(collection: &Collection) -> Vec<Loser> {
+    collection.losers(&name()).unwrap()
+}
+
+fn has(collection: &Collection, text: &str) -> bool {
+    collection.contents().has(&ContentHash::of(text.as_bytes()), text.len() as u64)
+}
+
+fn versions(collection: &Collection, after: u64) -> Vec<(String, u64, State)> {
+    let found = collection.versions(&name(), after, 100).unwrap();
+    found.into_iter().map(|(path, v)| (path.to_string(), v.number.get(), v.state)).collect()
+}
+
+#[tokio::test]
+async fn a_change_is_durable_once_it_is_answered() {
+    let data = tempfile::tempdir().unwrap();
+    let collection = open(data.path());
+    assert_eq!(change(&collection, "a/x.jpg", 0, Some("one")).await, (Verdict::Take, 1));
+    assert_eq!(change(&collection, "a/y.jpg", 0, Some("two")).await, (Verdict::Take, 2));
+    assert_eq!(change(&collection, "a/x.jpg", 1, Some("three")).await, (Verdict::Take, 3));
+    let expected = vec![("a/y.jpg".into(), 2, file("two")), ("a/x.jpg".into(), 3, file("three"))];
+    assert_eq!(versions(&collection, 0), expected);
+    assert_eq!(versions(&collection, 2), expected[1..]);
+    let line = collection.line();
+    drop(collection);
+    let collection = open(data.path());
+    assert_eq!((versions(&collection, 0), collection.line()), (expected, line));
+    assert!(has(&collection, "one"), "a past version keeps its content");
+    assert_eq!(change(&collection, "a/x.jpg", 3, None).await, (Verdict::Take, 4));
+    assert_eq!(versions(&collection, 3), [("a/x.jpg".into(), 4, State::Absent)]);
+}
+
+#[tokio::test]
+async fn a_change_without_its_content_is_not_judged() {
+    let data = tempfile::tempdir().unwrap();
+    let collection = open(data.path());
+    assert_eq!(decide(&collection, "x", 0, file("one")).await, Decision::NeedsContent);
+    assert_eq!((versions(&collection, 0).len(), collection.newest(&name()).unwrap()), (0, 0));
+    assert_eq!(change(&collection, "x", 0, Some("one")).await, (Verdict::Take, 1));
+    assert_eq!(change(&collection, "y", 0, Some("one")).await, (Verdict::Take, 2), "no upload is needed");
+}
+
+#[tokio::test]
+async fn a_content_that_is_not_what_was_announced_is_not_kept() {
+    let data = tempfile::tempdir().unwrap();
+    let collection = open(data.path());
+    let announced = ContentHash::of(b"good");
+    let mut wrong = collection.contents().upload(announced, 4).unwrap();
+    wrong.write(b"evil").unwrap();
+    assert!(matches!(wrong.finish(), Err(CollectError::Content { .. })));
+    let mut long = collection.contents().upload(announced, 4).unwrap();
+    assert!(matches!(long.write(b"good and more"), Err(CollectError::Size { .. })));
+    drop(long);
+    let short = collection.contents().upload(announced, 4).unwrap();
+    assert!(matches!(short.finish(), Err(CollectError::Size { .. })));
+    assert!(!has(&collection, "good"));
+    assert_eq!(std::fs::read_dir(data.path().join("collected/incoming")).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn a_loser_is_kept_within_a_bound_of_bytes() {
+    let data = tempfile::tempdir().unwrap();
+    let collection = open(data.path());
+    let large: Vec<String> = (0..4).map(|n| n.to_string().repeat(400)).collect();
+    assert_eq!(change(&collection, "x", 0, Some("first")).await, (Verdict::Take, 1));
+    for text in &large {
+        assert_eq!(change(&collection, "x", 0, Some(text)).await, (Verdict::Conflict, 1));
+        assert_eq!(change(&collection, "x", 0, Some(text)).await, (Verdict::Conflict, 1), "sent again");
+    }
+    let kept: Vec<ContentHash> = losers(&collection).iter().map(|loser| loser.file.content).collect();
+    let newest: Vec<ContentHash> = large[2..].iter().map(|t| ContentHash::of(t.as_bytes())).collect();
+    assert_eq!(kept, newest);
+    let there: Vec<bool> = large.iter().map(|text| has(&collection, text)).collect();
+    assert_eq!(there, [false, false, true, true]);
+    drop(collection);
+    assert_eq!(losers(&open(data.path())).len(), 2);
+}
+
+#[tokio::test]
+async fn a_content_stays_while_anything_uses_it() {
+    let data = tempfile::tempdir().unwrap();
+    let collection = open(data.path());
+    let (one, two) = ("1".repeat(600), "2".repeat(600));
+    change(&collection, "x", 0, Some("first")).await;
+    assert_eq!(change(&collection, "x", 0, Some(&one)).await, (Verdict::Conflict, 1));
+    assert_eq!(change(&collection, "y", 0, Some(&one)).await, (Verdict::Take, 2));
+    assert_eq!(change(&collection, "x", 0, Some(&two)).await, (Verdict::Conflict, 1));
+    assert_eq!(losers(&collection).len(), 1);
+    assert!(has(&collection, &one), "another path has it");
+    drop(collection);
+    assert!(has(&open(data.path()), &one));
+}
+
+#[tokio::test]
+async fn a_file_and_a_directory_of_one_name_do_not_stand_together() {
+    let data = tempfile::tempdir().unwrap();
+    let collection = open(data.path());
+    change(&collection, "a/b", 0, Some("below")).await;
+    assert_eq!(change(&collection, "a", 0, Some("a file")).await.0, Verdict::Conflict);
+    assert_eq!(change(&collection, "a/b/c", 0, Some("deeper")).await.0, Verdict::Conflict);
+    assert_eq!(change(&collection, "a.jpg", 0, Some("beside")).await.0, Verdict::Take);
+    assert_eq!(change(&collection, "a/b", 1, None).await.0, Verdict::Take);
+    assert_eq!(change(&collection, "a", 0, Some("now free")).await.0, Verdict::Take);
+}
+
+#[tokio::test]
+async fn rules_and_quota_refuse_and_change_nothing() {
+    let data = tempfile::tempdir().unwrap();
+    let collection = Collection::open(data.path(), vec![options(10, 1_000)]).unwrap();
+    upload(&collection, "shell");
+    for denied in ["a/b/shell.php", ".htaccess", "a/.htaccess"] {
+        let decision = decide(&collection, denied, 0, file("shell")).await;
+        assert!(matches!(decision, Decision::Refused { .. }), "{denied}: {decision:?}");
+    }
+    assert_eq!(change(&collection, "x", 0, Some("12345678")).await, (Verdict::Take, 1));
+    upload(&collection, "123");
+    assert!(matches!(decide(&collection, "y", 0, file("123")).await, Decision::Refused { .. }));
+    assert_eq!(versions(&collection, 0).len(), 1);
+    assert_eq!(change(&collection, "x", 1, Some("1234567")).await, (Verdict::Take, 2));
+    assert_eq!(change(&collection, "y", 0, Some("123")).await, (Verdict::Take, 3));
+}
+
+#[tokio::test]
+async fn what_was_never_acknowledged_is_removed_at_a_start() {
+    let data = tempfile::tempdir().unwrap();
+    let collection = open(data.path());
+    upload(&collection, "orphan");
+    change(&collection, "x", 0, Some("kept")).await;
+    std::fs::write(data.path().join("collected/incoming/7"), "half").unwrap();
+    drop(collection);
+    let collection = open(data.path());
+    assert_eq!((has(&collection, "orphan"), has(&collection, "kept")), (false, true));
+    assert_eq!(std::fs::read_dir(data.path().join("collected/incoming")).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn a_barrier_passes_after_what_was_submitted_before() {
+    let data = tempfile::tempdir().unwrap();
+    let collection = open(data.path());
+    upload(&collection, "one");
+    let mut changes = collection.changes();
+    for number in 0..300 {
+        let change = Change { base: VersionNumber::NONE, state: file("one") };
+        let path = path(&format!("f{number}"));
+        let change = NodeChange { directory: name(), node: "web-1".into(), path, change };
+        // Nobody waits for the answer.
+        let submitted = collection.submit(change);
+        let _ = tokio::time::timeout(std::time::Duration::ZERO, submitted).await;
+    }
+    collection.barrier().await;
+    assert_eq!(collection.newest(&name()).unwrap(), 300);
+    assert!(changes.has_changed().unwrap());
+    changes.mark_unchanged();
+    let line = collection.line();
+    collection.begin_line().unwrap();
+    assert_ne!(collection.line(), line);
+}
