@@ -20,7 +20,7 @@ const HOSTILE: &str = "<img src=x onerror=alert(1)><script>alert(2)</script>";
 fn scene(name: &str) -> (Scene, Origin) {
     let scene = Scene::new(name);
     let tree = scene.new_directory("tree");
-    std::fs::write(tree.join("index.html"), "hello").unwrap();
+    std::fs::write(tree.join("index.html"), "hello").expect("write a page");
     let origin = Origin::started(&scene, &tree);
     (scene, origin)
 }
@@ -32,8 +32,8 @@ fn address_of(origin: &Origin) -> String {
 /// Sends a request with these headers and returns the beginning of the answer.
 fn answer(address: &str, path: &str, headers: &str) -> String {
     let mut stream = TcpStream::connect(address).expect("connect");
-    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-    write!(stream, "GET {path} HTTP/1.1\r\n{headers}Connection: close\r\n\r\n").unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).expect("set a time limit");
+    write!(stream, "GET {path} HTTP/1.1\r\n{headers}Connection: close\r\n\r\n").expect("send a request");
     let mut answer = Vec::new();
     let _ = stream.take(64 * 1024).read_to_end(&mut answer);
     String::from_utf8_lossy(&answer).into_owned()
