@@ -300,9 +300,12 @@ mod tests {
             assert_eq!(at(state, reason, None), [""; 0]);
         }
         let number = GenerationNumber::new(2).unwrap();
-        let hold = Some(Hold { target: number, generation: number, since_ms: 5, withdrawn: None });
-        assert_eq!(at(State::Held, "x", hold), ["held held after rollback to 2: fix the tree, then commit"]);
-        let withdrawn = Hold { since_ms: 6, withdrawn: Some(number), ..hold.unwrap() };
+        let hold = Hold { target: number, generation: number, since_ms: 5, withdrawn: None };
+        assert_eq!(
+            at(State::Held, "x", Some(hold)),
+            ["held held after rollback to 2: fix the tree, then commit"]
+        );
+        let withdrawn = Hold { since_ms: 6, withdrawn: Some(number), ..hold };
         assert_eq!(at(State::Held, "x", Some(withdrawn))[0], "withdrawn generation 2");
         assert_eq!(at(State::Ready, "", None), ["released"]);
     }

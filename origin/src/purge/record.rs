@@ -40,15 +40,15 @@ mod tests {
     #[test]
     fn it_survives_a_restart_and_another_version_does_not_count() {
         let mut fixture = Fixture::new();
-        assert_eq!(load(&fixture.store()).unwrap(), Known::default());
+        assert_eq!(load(fixture.store()).unwrap(), Known::default());
         let root = |n| RootHash::from_bytes([n; 32]);
         let known =
             Known { done: Some(Target { number: 7, root: root(7) }), others: [root(1), root(2)].into() };
-        save(&fixture.store(), known.clone()).unwrap();
+        save(fixture.store(), known.clone()).unwrap();
         fixture.reopen();
-        assert_eq!(load(&fixture.store()).unwrap(), known);
+        assert_eq!(load(fixture.store()).unwrap(), known);
         let newer = br#"{"version": 2, "known": {"done": null, "others": []}}"#;
         fixture.store().update_records(|records| records.put(NAMESPACE, STATE, newer)).unwrap();
-        assert_eq!(load(&fixture.store()).unwrap(), Known::default());
+        assert_eq!(load(fixture.store()).unwrap(), Known::default());
     }
 }

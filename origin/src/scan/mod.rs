@@ -46,7 +46,7 @@ use syncd_shared::{Entry, RootEntry, TreePath};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-pub use collected_places::{CollectedPlace, CollectedPlaces};
+pub use collected_places::CollectedPlaces;
 pub(crate) use content::ContentWriter;
 pub(crate) use content_paths::tell as tell_contents;
 pub use error::{Paths, ScanError};

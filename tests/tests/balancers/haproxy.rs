@@ -91,8 +91,8 @@ fn release(tree: &Path, n: usize) {
     if n > 1 {
         remove(&tree.join(format!("assets/app.{:06}.css", n - 1)));
     }
-    write(tree, &format!("assets/app.{n:06}.css"), &asset(n));
-    write(tree, "index.html", &page(n));
+    write(tree, &format!("assets/app.{n:06}.css"), asset(n));
+    write(tree, "index.html", page(n));
 }
 
 /// Clients that request the page and then the asset that it names, each on a new connection.
