@@ -268,8 +268,8 @@ pub(super) enum Command {
         /// writes through a memory map. Takes as long as reading the whole tree.
         #[arg(long)]
         rescan: bool,
-        /// Policy by which the generation goes to the nodes: `each`, `together`, or a table [rollout.NAME] of
-        /// the origin's configuration file [default: that of `serve`]. Ends a rollout that is running.
+        /// Policy by which the generation goes to the nodes: `each`, `together`, or a table `[rollout.NAME]`
+        /// of the origin's configuration file [default: that of `serve`]. Ends a rollout that is running.
         #[arg(long, value_name = "POLICY")]
         rollout: Option<String>,
         /// Give the generation to all nodes at once, without steps and checks. Ends a rollout that is
@@ -712,13 +712,13 @@ pub(super) struct Serve {
     /// input.
     #[arg(long, env = "SYNCD_PURGE", value_name = "CMD")]
     pub(super) purge: Option<String>,
-    /// Address of the site, as in https://www.example.org. The command of --purge then gets URLs below it, not
-    /// paths. May be repeated.
+    /// Address of the site, as in `https://www.example.org`. The command of --purge then gets URLs below it,
+    /// not paths. May be repeated.
     #[arg(long, env = "SYNCD_PURGE_SITE", value_name = "URL", requires = "purge", value_delimiter = ',',
           value_parser = site)]
     pub(super) purge_site: Vec<String>,
-    /// Policy by which generations go to the nodes: `each`, `together`, or a table [rollout.NAME] of the
-    /// configuration file. In that file, `default = "NAME"` in the table [rollout] chooses it.
+    /// Policy by which generations go to the nodes: `each`, `together`, or a table `[rollout.NAME]` of the
+    /// configuration file. In that file, `default = "NAME"` in the table `[rollout]` chooses it.
     #[arg(long, env = "SYNCD_ROLLOUT", value_name = "POLICY")]
     pub(super) rollout: Option<String>,
     /// Group whose members may use every command (commit, token, revoke ...), in addition to root and the
