@@ -361,7 +361,8 @@ async fn assert_pending_deletions(site: &Site, count: usize) {
         let told = site.ask(Asked::Diff { from: None, to: None, pending: true }).await;
         let removed = |answer: &&Answer| matches!(answer, Answer::Diff(line) if line.change == "removed");
         assert_eq!(told.iter().filter(removed).count(), count, "{told:?}");
-        let held = |answer: &Answer| matches!(answer, Answer::Remark { text } if text.contains("allow-mass-deletion"));
+        let because = |reason: &str| reason.contains("allow-mass-deletion");
+        let held = |answer: &Answer| matches!(answer, Answer::WouldHold { reason } if because(reason));
         assert!(told.iter().any(held) && matches!(told.last(), Some(Answer::Done { code: 0 })), "{told:?}");
         assert_eq!(site.status().await.state, State::Held);
     }

@@ -57,6 +57,8 @@ pub fn logged_in() -> Markup {
             head {
                 meta charset="utf-8";
                 title { "Logged in · syncd" }
+                // Without it, browsers ask for /favicon.ico.
+                link rel="icon" href=(ICON.address());
                 link rel="stylesheet" href=(STYLE.address());
                 meta http-equiv="refresh" content="0; url=/";
             }
