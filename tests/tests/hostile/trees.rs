@@ -32,7 +32,7 @@ fn trees_that_can_not_be_are_refused() {
         None,
         "out of order or repeated",
     );
-    for (attack, kind) in [("a device", 4), ("a fifo", 5), ("kind 255", 255), ("kind 0", 0)] {
+    for (attack, kind) in [("a device", 5), ("a fifo", 6), ("kind 255", 255), ("kind 0", 0)] {
         let entry = RawEntry { kind, ..RawEntry::file(b"a") };
         world.refused_site(attack, raw(&[entry], one), None, "unknown kind");
     }
