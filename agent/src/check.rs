@@ -22,10 +22,6 @@ use self::url::CheckUrl;
 
 /// Default of `--check-times`.
 pub const TIMES: u32 = 1;
-/// Default of `--check-interval`.
-pub const INTERVAL: Duration = Duration::from_secs(1);
-/// Default of `--check-timeout`.
-pub const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Moment at which the check runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

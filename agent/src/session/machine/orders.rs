@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use syncd_proto::v1;
 use syncd_proto::v1::RetryClass;
 use syncd_proto::v1::agent_message::Message as ToOrigin;
-use syncd_shared::{NodeStanding, OrderedStanding};
+use syncd_shared::OrderedStanding;
 
 use super::Machine;
 use super::schedule::Job;
@@ -116,11 +116,6 @@ impl Machine {
             self.standing_told = standing;
             self.send(ToOrigin::Standing(v1::NodeStanding::from(standing)), out);
         }
-    }
-
-    /// Orders that were given on the node.
-    pub fn standing(&self) -> NodeStanding {
-        self.replica.decisions.node
     }
 
     /// Whether other nodes serve the announced generation, and this one does not yet.
