@@ -29,15 +29,16 @@ start() {
 }
 stop() {
     apache2ctl stop
-    # systemd waits for all processes.
-    while find /proc/[0-9]*/exe -lname "*/apache2" 2>/dev/null | grep -q .; do sleep 0.02; done
+    # systemd waits for all processes. A process that ends loses /proc/PID/exe before its sockets are closed;
+    # its state says Z only afterwards.
+    while cat /proc/[0-9]*/stat 2>/dev/null | grep -q "(apache2) [^ZX]"; do sleep 0.02; done
 }
 fpm_pid() { cat "/run/php/$1.pid" 2>/dev/null; }
 stop_fpm() {
     local pid
     pid=$(fpm_pid "$1") || return 0
     kill "$pid"
-    while [ -e "/proc/$pid/exe" ]; do sleep 0.02; done
+    while grep -qs ") [^ZX]" "/proc/$pid/stat"; do sleep 0.02; done
 }
 start_fpm() {
     local version=${1#php}
