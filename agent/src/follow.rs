@@ -11,7 +11,7 @@ use bytes::Bytes;
 use syncd_proto::v1;
 use syncd_proto::v1::agent_message::Message as ToOrigin;
 use syncd_proto::v1::origin_message::Message as FromOrigin;
-use syncd_runtime::bucket::BucketUrl;
+use syncd_runtime::bucket::{BucketUrl, OpenBucketError};
 use syncd_runtime::published::{ReadError, Reader};
 use syncd_shared::SignedGeneration;
 use syncd_shared::identity::{RootFingerprint, SignedTrust};
@@ -43,6 +43,9 @@ pub struct FollowOptions {
 /// Reason why nothing is followed.
 #[derive(Debug, thiserror::Error)]
 pub enum FollowError {
+    /// The settings for `--follow` do not fit together.
+    #[error(transparent)]
+    Open(#[from] OpenBucketError),
     /// The first contact failed: without it the node does not know what to trust.
     #[error("can't read the published tree for the first time")]
     First(#[from] ReadError),
@@ -71,7 +74,7 @@ pub(crate) async fn identity(root: &Path, follow: FollowOptions) -> Result<Agent
 fn load_or_make(root: &Path, follow: &FollowOptions) -> Result<AgentIdentity, FollowError> {
     let identity = match AgentIdentity::load(root) {
         Err(IdentityError::NotJoined { .. }) => {
-            let trust = Reader::new(follow.url.open()).first_trust(follow.root)?;
+            let trust = Reader::new(follow.url.open()?).first_trust(follow.root)?;
             check_root(root, trust.document().tree_id)?;
             let name = default_name().ok_or(FollowError::NoName)?;
             let trusted = Trusted::new(follow.root, trust);
@@ -95,9 +98,9 @@ pub(crate) struct Follower {
 }
 
 impl Follower {
-    pub(crate) fn new(url: &BucketUrl) -> Self {
+    pub(crate) fn new(url: &BucketUrl) -> Result<Self, FollowError> {
         let head_ms = Arc::new(watch::Sender::new(None));
-        Self { reader: Reader::new(url.open()), released: Released::default(), head_ms }
+        Ok(Self { reader: Reader::new(url.open()?), released: Released::default(), head_ms })
     }
 
     /// The source of the released generation, until `abandoned` is cancelled.

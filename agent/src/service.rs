@@ -164,7 +164,7 @@ pub async fn start_with<R: ReplicaWork>(
     let collected_dialer = dialer.clone();
     let (source, given_up) =
         (OriginSource::new(Runtime::current(), dialer.clone(), options.bwlimit), GivenUp::default());
-    let follower = options.follow.as_ref().map(|follow| Follower::new(&follow.url));
+    let follower = options.follow.as_ref().map(|follow| Follower::new(&follow.url)).transpose()?;
     let published = follower.clone();
     let live = replica.state().live.map(|live| live.number().get());
     let hooks = hooks(&options, live);

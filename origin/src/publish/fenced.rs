@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use syncd_runtime::bucket::{Bucket, BucketError, BucketUrl};
+use syncd_runtime::bucket::{Bucket, BucketError, BucketUrl, OpenBucketError};
 use syncd_shared::published::fencing::{Author, Fence, PROMOTION_JUMP, Reason, Verdict};
 use syncd_shared::published::{self, Nonce, PublishedError, RELEASE_MAX_BYTES, Release};
 use syncd_shared::text::error_chain;
@@ -37,6 +37,8 @@ pub enum FenceError {
     Held(#[from] Reason),
     #[error("the object store does not answer, and --fenced publishes nothing without it; it is retried")]
     Unanswered(#[source] BucketError),
+    #[error(transparent)]
+    Open(#[from] OpenBucketError),
     #[error("the object store has something else under the next number, {number}")]
     Foreign { number: u64, source: PublishedError },
     #[error("read or write the nonces of this origin")]
@@ -67,7 +69,7 @@ impl FencedCommits {
     /// Draws a nonce, which is durable on return. Probes the object store: with the first commit, if it does
     /// not answer now.
     pub fn open(url: &BucketUrl, store: &Store, keys: Arc<Keys>) -> Result<Self, FenceError> {
-        let bucket = url.open();
+        let bucket = url.open()?;
         let probed = match probe(&*bucket) {
             Err(ProbeError::Bucket(error)) => {
                 let error = error_chain(&error);

@@ -27,7 +27,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use syncd_runtime::bucket::{Bucket, BucketUrl};
+use syncd_runtime::bucket::{Bucket, BucketUrl, OpenBucketError};
 use syncd_runtime::rate::Rate;
 use syncd_shared::SignedGeneration;
 use syncd_shared::limits::REASON_MAX_BYTES;
@@ -103,16 +103,16 @@ impl Publisher {
         self,
         rollout: watch::Receiver<Arc<RolloutView>>,
         shutdown: CancellationToken,
-    ) -> (PublishRequests, impl Future<Output = ()> + Send + 'static) {
+    ) -> Result<(PublishRequests, impl Future<Output = ()> + Send + 'static), OpenBucketError> {
         let url = self.options.url.to_string();
         let (sender, view) = watch::channel(PublishView { url, released: None, error: None });
         let (orders, receiver) = mpsc::channel(ORDERS);
-        let bucket = self.options.url.open();
+        let bucket = self.options.url.open()?;
         let (store, keys, data) = (self.store.clone(), self.keys.clone(), self.data.clone());
         let keeper = Arc::new(Keeper { bucket: bucket.clone(), store, keys, data });
         let requests = PublishRequests { keeper, view, orders };
         let task = Task { publisher: self, bucket, upload: None, view: sender, shutdown };
-        (requests, task.run(rollout, receiver))
+        Ok((requests, task.run(rollout, receiver)))
     }
 }
 

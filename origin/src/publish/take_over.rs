@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use syncd_runtime::bucket::{Bucket, BucketError, BucketUrl};
+use syncd_runtime::bucket::{Bucket, BucketError, BucketUrl, OpenBucketError};
 use syncd_runtime::published::{ReadError, Reader};
 use syncd_shared::identity::SignedTrust;
 use syncd_shared::published::{self, PublishedError, RELEASE_MAX_BYTES, Release};
@@ -24,6 +24,8 @@ pub enum TakeOverError {
     OpenStore(#[from] OpenStoreError),
     #[error("read the store")]
     Store(#[from] StoreError),
+    #[error(transparent)]
+    OpenBucket(#[from] OpenBucketError),
     #[error("read the published tree")]
     Read(#[from] ReadError),
     #[error(transparent)]
@@ -64,7 +66,7 @@ impl Successor {
     pub fn open(data: &Path, url: &BucketUrl) -> Result<Self, TakeOverError> {
         let keys = Arc::new(Keys::open(data)?);
         let store = if Store::exists(data) { Store::open(data)? } else { Store::create(data)? };
-        Ok(Self { bucket: url.open(), keys, store: Arc::new(store) })
+        Ok(Self { bucket: url.open()?, keys, store: Arc::new(store) })
     }
 
     pub fn keys(&self) -> &Arc<Keys> {

@@ -78,7 +78,7 @@ impl Bucket for Deceptive {
 #[test]
 fn a_directory_keeps_its_promises_and_a_store_without_conditions_is_found_out() {
     let directory = tempfile::tempdir().unwrap();
-    let good = bucket(directory.path()).open();
+    let good = bucket(directory.path()).open().unwrap();
     probe(&*good).unwrap();
     assert!(good.list("probe/").unwrap().is_empty(), "no litter");
     let error = probe(&Unconditional(good)).unwrap_err();
@@ -158,7 +158,7 @@ fn a_promoted_origin_deposes_the_one_before_and_skips_what_it_wrote_late() {
 fn an_answer_that_got_lost_and_a_crash_cost_at_most_a_number() {
     let world = World::new();
     let mut origin = world.origin();
-    let inner = bucket(world.directory.path()).open();
+    let inner = bucket(world.directory.path()).open().unwrap();
     origin.replace_bucket(Arc::new(Deceptive { inner, lies: true.into() }));
     let first = origin.commit(world.generation(1, 1, "lost answer"), None, None).unwrap();
     assert_eq!(first.number().get(), 1, "it was there when it was read back");

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use syncd_runtime::bucket::OpenBucketError;
 use syncd_runtime::local_socket::LocalSocketError;
 
 use crate::collected::CollectError;
@@ -25,6 +26,9 @@ pub enum StartError {
     /// Opening the store failed.
     #[error(transparent)]
     OpenStore(#[from] OpenStoreError),
+    /// The settings for `--publish` do not fit together.
+    #[error(transparent)]
+    Bucket(#[from] OpenBucketError),
     /// Collected directories failed to open.
     #[error(transparent)]
     Collect(#[from] CollectError),

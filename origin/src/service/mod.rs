@@ -219,7 +219,9 @@ impl Origin {
             let (store, keys) = (store.clone(), keys.clone());
             let (planner, data) = (planner.clone(), options.data.clone());
             let publisher = Publisher { store, keys, planner, data, options: publishing };
-            let (requests, task) = publisher.start(fleet.rollout(), shutdown.clone());
+            publisher.start(fleet.rollout(), shutdown.clone())
+        });
+        let publish = publish.transpose()?.map(|(requests, task)| {
             tasks.spawn(task);
             requests
         });

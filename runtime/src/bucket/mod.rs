@@ -4,6 +4,7 @@
 //! [`syncd_shared::published`]; an object that is missing is not an error.
 
 mod directory;
+mod remote;
 
 use std::fmt;
 use std::ops::Range;
@@ -14,6 +15,7 @@ use bytes::Bytes;
 use syncd_shared::text::one_line;
 
 use self::directory::DirectoryBucket;
+use self::remote::RemoteBucket;
 
 /// Bytes of a URL that are shown.
 const SHOWN_BYTES: usize = 200;
@@ -79,10 +81,23 @@ impl BucketError {
 /// The URL names no object store that this version knows.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BucketUrlError {
-    #[error("\"{url}\" is not the URL of an object store: file:///DIRECTORY")]
+    #[error(
+        "\"{url}\" is not the URL of an object store: file:///DIRECTORY, s3://BUCKET/PREFIX, or https:// to read"
+    )]
     Scheme { url: String },
     #[error("\"{url}\": the path of a file:// URL is absolute, as in file:///srv/published")]
     Relative { url: String },
+    #[error("\"{url}\": a password in a URL shows in logs, and a query or fragment names no directory")]
+    Parts { url: String },
+}
+
+/// The settings of an object store do not fit together.
+#[derive(Debug, thiserror::Error)]
+#[error("can't use the object store {url}")]
+pub struct OpenBucketError {
+    pub url: String,
+    #[source]
+    pub source: Box<dyn std::error::Error + Send + Sync>,
 }
 
 /// URL of an object store, checked for its form.
@@ -91,9 +106,26 @@ pub struct BucketUrl(String);
 
 impl BucketUrl {
     /// The store at this URL. Makes no connection yet.
-    pub fn open(&self) -> Arc<dyn Bucket> {
-        let path = self.0.strip_prefix("file://").unwrap_or_default();
-        Arc::new(DirectoryBucket::new(path.into()))
+    pub fn open(&self) -> Result<Arc<dyn Bucket>, OpenBucketError> {
+        if let Some(path) = self.0.strip_prefix("file://") {
+            return Ok(Arc::new(DirectoryBucket::new(path.into())));
+        }
+        let opened = match self.0.strip_prefix("s3://") {
+            Some(rest) => {
+                let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+                RemoteBucket::s3(bucket, prefix)
+            }
+            None => RemoteBucket::web(&self.0),
+        };
+        match opened {
+            Ok(bucket) => Ok(Arc::new(bucket)),
+            Err(source) => Err(OpenBucketError { url: self.to_string(), source: source.into() }),
+        }
+    }
+
+    /// Whether objects can be written there.
+    pub fn is_writable(&self) -> bool {
+        !self.0.starts_with("http")
     }
 }
 
@@ -108,10 +140,38 @@ impl std::str::FromStr for BucketUrl {
 
     fn from_str(text: &str) -> Result<Self, BucketUrlError> {
         let url = || one_line(text, SHOWN_BYTES);
-        match text.strip_prefix("file://") {
-            Some(path) if path.starts_with('/') => Ok(Self(text.to_owned())),
-            Some(_) => Err(BucketUrlError::Relative { url: url() }),
-            None => Err(BucketUrlError::Scheme { url: url() }),
+        match text.split_once("://") {
+            Some(("file", path)) if path.starts_with('/') => Ok(Self(text.to_owned())),
+            Some(("file", _)) => Err(BucketUrlError::Relative { url: url() }),
+            Some(("s3" | "https" | "http", rest)) if rest.contains(['@', '?', '#']) => {
+                // The password is not repeated.
+                Err(BucketUrlError::Parts {
+                    url: rest.rsplit('@').next().map(|r| one_line(r, SHOWN_BYTES)).unwrap_or_default(),
+                })
+            }
+            Some(("s3" | "https" | "http", rest)) if !rest.starts_with('/') && !rest.is_empty() => {
+                Ok(Self(text.to_owned()))
+            }
+            _ => Err(BucketUrlError::Scheme { url: url() }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_are_checked_and_passwords_not_repeated() {
+        for good in
+            ["file:///srv/x", "s3://bucket", "s3://bucket/a/b", "https://cdn.example.org/x", "http://h:8/x"]
+        {
+            assert_eq!(good.parse::<BucketUrl>().map(|url| url.to_string()).as_deref(), Ok(good));
+        }
+        for bad in ["", "srv/x", "file://srv/x", "ftp://x/y", "s3:///x", "https://a/b?c=d"] {
+            assert!(bad.parse::<BucketUrl>().is_err(), "{bad}");
+        }
+        let told = "https://me:secret@host/x".parse::<BucketUrl>().unwrap_err().to_string();
+        assert!(!told.contains("secret"), "{told}");
     }
 }
