@@ -26,6 +26,8 @@ start() {
         sed -n 's/^ExecStartPre=-//p' $drop_in | while read -r line; do env -i PATH="$PATH" sh -c "$line" || true; done
     fi
     env -i PATH="$PATH" apache2ctl start
+    # Apache returns before it writes this file, and systemd waits for it.
+    until is_active; do sleep 0.02; done
 }
 stop() {
     apache2ctl stop
