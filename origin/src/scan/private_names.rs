@@ -21,11 +21,16 @@ const NAMES: &[&[u8]] = &[
     b"id_ed25519",
     b"id_rsa",
 ];
-/// Suffixes of dumps, keys, swap and backup files.
+/// Suffixes of databases, dumps, keys, swap and backup files. A database that is being written cannot be
+/// copied file by file.
 const ENDS: &[&[u8]] = &[
     b"~",
     b".bak",
+    b".db",
+    b".db-journal",
+    b".db-wal",
     b".dump",
+    b".ibd",
     b".key",
     b".kdbx",
     b".orig",
@@ -37,6 +42,10 @@ const ENDS: &[&[u8]] = &[
     b".sql.gz",
     b".sql.xz",
     b".sql.zst",
+    b".sqlite",
+    b".sqlite-journal",
+    b".sqlite-wal",
+    b".sqlite3",
     b".swo",
     b".swp",
 ];
@@ -73,6 +82,9 @@ mod tests {
             "#a#",
             "dump.sql",
             "dump.sql.gz",
+            "site.sqlite",
+            ".ht.sqlite-wal",
+            "wp_posts.ibd",
             "id_rsa",
             "tls.key",
             "wp-config.php.bak",
@@ -87,6 +99,7 @@ mod tests {
             "id_rsa.pub",
             "sql",
             ".sql",
+            "sqlite.html",
             "#",
             "##",
             "~",
