@@ -60,6 +60,7 @@ pub struct Agent {
     /// ROOT.
     pub root: PathBuf,
     options: Vec<String>,
+    environment: Vec<(String, String)>,
     /// Prefix that runs its commands as another user; empty: this process's user.
     account: Vec<OsString>,
     program: PathBuf,
@@ -75,6 +76,7 @@ impl Agent {
             name: name.to_string(),
             root: scene.path(name),
             options: Vec::new(),
+            environment: Vec::new(),
             account: Vec::new(),
             program: binary("syncd-agent"),
             prefix: Vec::new(),
@@ -125,6 +127,12 @@ impl Agent {
         self
     }
 
+    /// Runs all its commands with these variables.
+    pub fn with_environment(mut self, environment: &[(String, String)]) -> Self {
+        self.environment = environment.to_vec();
+        self
+    }
+
     /// Places the replica outside the scene.
     pub fn at(mut self, root: &Path) -> Self {
         self.root = root.to_path_buf();
@@ -150,6 +158,7 @@ impl Agent {
         let mut command = self.program_under(&self.prefix);
         command.arg("run").arg("--root").arg(&self.root).args(["--http", "127.0.0.1:0"]).args(&self.options);
         clean_environment(&mut command);
+        command.envs(self.environment.iter().cloned());
         command
     }
 
@@ -256,6 +265,7 @@ impl Agent {
         let mut command = self.program();
         command.arg(subcommand).arg("--root").arg(&self.root).args(args);
         clean_environment(&mut command);
+        command.envs(self.environment.iter().cloned());
         command
     }
 

@@ -76,6 +76,7 @@ pub struct Origin {
     /// DATA.
     pub data: PathBuf,
     options: Vec<String>,
+    environment: Vec<(String, String)>,
     prefix: Vec<OsString>,
     listen: String,
     http: String,
@@ -105,6 +106,7 @@ impl Origin {
             tree: tree.to_path_buf(),
             data: scene.path(name),
             options: vec!["--trigger".into(), "manual".into()],
+            environment: Vec::new(),
             prefix: Vec::new(),
             listen: "127.0.0.1:0".into(),
             http: "127.0.0.1:0".into(),
@@ -128,6 +130,12 @@ impl Origin {
         self
     }
 
+    /// Runs all its commands with these variables.
+    pub fn with_environment(mut self, environment: &[(String, String)]) -> Self {
+        self.environment = environment.to_vec();
+        self
+    }
+
     /// Listens on this address for agents, in place of a free port.
     pub fn listening(mut self, address: &str) -> Self {
         self.listen = address.to_owned();
@@ -146,6 +154,7 @@ impl Origin {
         command.args(words).arg("serve").arg("--tree").arg(&self.tree).arg("--data").arg(&self.data);
         command.args(["--listen", &self.listen, "--http", &self.http]).args(&self.options);
         clean_environment(&mut command);
+        command.envs(self.environment.iter().cloned());
         command
     }
 
@@ -232,6 +241,7 @@ impl Origin {
         let mut command = Command::new(binary("syncd-origin"));
         command.arg(subcommand).arg("--data").arg(&self.data).args(args);
         clean_environment(&mut command);
+        command.envs(self.environment.iter().cloned());
         command
     }
 

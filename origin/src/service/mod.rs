@@ -106,7 +106,7 @@ pub async fn start(options: ServeOptions) -> Result<Running, StartError> {
     let sockets = Sockets::bind(&origin.options).await?;
     // If a later step fails, this stops the parts already started.
     let unfinished = origin.shutdown.clone().drop_guard();
-    let core = origin.start_core()?;
+    let core = origin.start_core(origin.fence().await?)?;
     let running = origin.serve(core, sockets)?;
     unfinished.disarm();
     Ok(running)
@@ -149,7 +149,7 @@ impl Origin {
         Ok(Self { options, keys, store, shutdown: CancellationToken::new(), tasks: TaskTracker::new() })
     }
 
-    fn start_core(&self) -> Result<Core, StartError> {
+    fn start_core(&self, fence: Option<FencedCommits>) -> Result<Core, StartError> {
         let Self { options, keys, store, shutdown, tasks } = self;
         let (observed_sender, observed) = mpsc::channel(OBSERVED_QUEUE);
         let planner = Planner::new(store.clone(), &options.data, PlanBudget::default())?;
@@ -167,7 +167,7 @@ impl Origin {
             gate: gate.clone(),
             cancel: shutdown.clone(),
         })?;
-        let sealer = sealer.with_fence(self.fence()?, self.deposed());
+        let sealer = sealer.with_fence(fence, self.deposed());
         if let Some(current) = sealer.current() {
             fleet.publish(current.clone(), sealer.current_plan().clone());
         }
@@ -184,10 +184,13 @@ impl Origin {
         self.options.publish.as_ref().map(|publish| publish.deposed.clone()).unwrap_or_default()
     }
 
-    fn fence(&self) -> Result<Option<FencedCommits>, StartError> {
-        let publish = self.options.publish.as_ref().filter(|publish| publish.fenced);
-        let fence = publish.map(|publish| FencedCommits::open(&publish.url, &self.store, self.keys.clone()));
-        Ok(fence.transpose()?)
+    async fn fence(&self) -> Result<Option<FencedCommits>, StartError> {
+        let Some(publish) = self.options.publish.clone().filter(|publish| publish.fenced) else {
+            return Ok(None);
+        };
+        let (store, keys) = (self.store.clone(), self.keys.clone());
+        let opened = tokio::task::spawn_blocking(move || FencedCommits::open(&publish.url, &store, keys));
+        Ok(Some(opened.await.map_err(|_| StartError::Interrupted)??))
     }
 
     /// The source of trees, and what watches a directory for it.

@@ -13,7 +13,7 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 
-use super::{Bucket, BucketError, Listed};
+use super::{Bucket, BucketError, Fault, Listed};
 
 /// Distinguishes files that this process writes at the same time.
 static NEXT: AtomicU64 = AtomicU64::new(0);
@@ -114,37 +114,35 @@ fn sync(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
-fn too_long(limit: usize) -> io::Error {
-    io::Error::new(io::ErrorKind::FileTooLarge, format!("it is longer than {limit} bytes"))
-}
-
 impl Bucket for DirectoryBucket {
     fn get(&self, name: &str, limit: usize) -> Result<Option<Bytes>, BucketError> {
         let read = || {
             let Some(file) = self.open(name)? else { return Ok(None) };
             let length = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
             if length > limit {
-                return Err(too_long(limit));
+                return Err(Fault::Long { limit });
             }
             let mut bytes = vec![0; length];
             file.read_exact_at(&mut bytes, 0)?;
             Ok(Some(bytes.into()))
         };
-        read().map_err(|source: io::Error| BucketError::new("read", name, source))
+        read().map_err(|fault| BucketError::new("read", name, fault))
     }
 
     fn read(&self, name: &str, range: Range<u64>) -> Result<Option<Bytes>, BucketError> {
         let read = || {
             let Some(file) = self.open(name)? else { return Ok(None) };
             let length = range.end.saturating_sub(range.start);
-            if range.end > file.metadata()?.len() {
-                return Err(io::ErrorKind::UnexpectedEof.into());
+            let stored = file.metadata()?.len();
+            if range.end > stored {
+                let has = stored.saturating_sub(range.start);
+                return Err(Fault::Short { wanted: length, has });
             }
             let mut bytes = vec![0; usize::try_from(length).unwrap_or(usize::MAX)];
             file.read_exact_at(&mut bytes, range.start)?;
             Ok(Some(bytes.into()))
         };
-        read().map_err(|source: io::Error| BucketError::new("read", name, source))
+        read().map_err(|fault| BucketError::new("read", name, fault))
     }
 
     fn put(&self, name: &str, bytes: Bytes) -> Result<(), BucketError> {

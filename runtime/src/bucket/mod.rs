@@ -4,7 +4,9 @@
 //! [`syncd_shared::published`]; an object that is missing is not an error.
 
 mod directory;
+mod error;
 mod remote;
+mod s3;
 
 use std::fmt;
 use std::ops::Range;
@@ -15,6 +17,7 @@ use bytes::Bytes;
 use syncd_shared::text::one_line;
 
 use self::directory::DirectoryBucket;
+pub use self::error::{BucketError, Fault};
 use self::remote::RemoteBucket;
 
 /// Bytes of a URL that are shown.
@@ -49,33 +52,6 @@ pub trait Bucket: fmt::Debug + Send + Sync {
 
     /// Removes an object, if it is there.
     fn delete(&self, name: &str) -> Result<(), BucketError>;
-}
-
-/// A call of a [`Bucket`] failed.
-#[derive(Debug, thiserror::Error)]
-#[error("can't {doing} {name} in the object store")]
-pub struct BucketError {
-    pub doing: &'static str,
-    pub name: String,
-    #[source]
-    pub source: Box<dyn std::error::Error + Send + Sync>,
-}
-
-impl BucketError {
-    fn new(
-        doing: &'static str,
-        name: &str,
-        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
-    ) -> Self {
-        Self { doing, name: name.to_owned(), source: source.into() }
-    }
-}
-
-impl BucketError {
-    /// A call whose outcome is not known.
-    pub fn unanswered(doing: &'static str, name: &str) -> Self {
-        Self::new(doing, name, std::io::Error::from(std::io::ErrorKind::TimedOut))
-    }
 }
 
 /// The URL names no object store that this version knows.
@@ -119,7 +95,7 @@ impl BucketUrl {
         };
         match opened {
             Ok(bucket) => Ok(Arc::new(bucket)),
-            Err(source) => Err(OpenBucketError { url: self.to_string(), source: source.into() }),
+            Err(source) => Err(OpenBucketError { url: self.to_string(), source }),
         }
     }
 

@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use object_store::aws::AmazonS3Builder;
+use object_store::client::HttpError;
 use object_store::http::HttpBuilder;
 use object_store::path::Path;
 use object_store::{
@@ -17,11 +17,13 @@ use object_store::{
 };
 use tokio::runtime::Runtime;
 
-use super::{Bucket, BucketError, Listed};
+use super::{Bucket, BucketError, Fault, Listed, s3};
 
 /// Time for one request, a pack of 16 MiB included.
 const REQUEST: Duration = Duration::from_secs(180);
-const CONNECT: Duration = Duration::from_secs(10);
+const CONNECT: Duration = Duration::from_secs(5);
+/// Time without a byte of an answer.
+const READ: Duration = Duration::from_secs(15);
 /// Time after which a request is not repeated any more: the caller tries again later, and says so.
 const RETRY: Duration = Duration::from_secs(20);
 /// Every object but `head` has one content for ever.
@@ -32,6 +34,8 @@ const ASK: &str = "no-cache";
 pub(super) struct RemoteBucket {
     store: Arc<dyn ObjectStore>,
     prefix: Path,
+    /// Settings to look at when access is refused.
+    access: &'static str,
 }
 
 /// The thread of all requests.
@@ -49,7 +53,11 @@ fn requests() -> &'static Runtime {
 fn client() -> ClientOptions {
     let agent = concat!("syncd/", env!("CARGO_PKG_VERSION"));
     let agent = http::HeaderValue::from_static(agent);
-    ClientOptions::new().with_timeout(REQUEST).with_connect_timeout(CONNECT).with_user_agent(agent)
+    ClientOptions::new()
+        .with_timeout(REQUEST)
+        .with_connect_timeout(CONNECT)
+        .with_read_timeout(READ)
+        .with_user_agent(agent)
 }
 
 fn retry() -> RetryConfig {
@@ -58,25 +66,23 @@ fn retry() -> RetryConfig {
 
 impl RemoteBucket {
     /// `s3://BUCKET/PREFIX`. Credentials, region and endpoint come from the variables `AWS_*`.
-    pub(super) fn s3(bucket: &str, prefix: &str) -> Result<Self, Error> {
+    pub(super) fn s3(bucket: &str, prefix: &str) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
         requests();
-        let allow_http = std::env::var("AWS_ENDPOINT_URL").or_else(|_| std::env::var("AWS_ENDPOINT"));
-        let allow_http = allow_http.is_ok_and(|endpoint| endpoint.starts_with("http://"));
-        let store = AmazonS3Builder::from_env()
-            .with_bucket_name(bucket)
-            .with_client_options(client().with_allow_http(allow_http))
-            .with_retry(retry())
-            .build()?;
-        Ok(Self { store: Arc::new(store), prefix: Path::parse(prefix)? })
+        let (builder, is_plain) = s3::builder(bucket)?;
+        let client = client().with_allow_http(is_plain);
+        let store = builder.with_client_options(client).with_retry(retry()).build()?;
+        let access = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN";
+        Ok(Self { store: Arc::new(store), prefix: Path::parse(prefix)?, access })
     }
 
     /// A web server that has the objects below `url`.
-    pub(super) fn web(url: &str) -> Result<Self, Error> {
+    pub(super) fn web(url: &str) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
         requests();
         let client = client().with_allow_http(url.starts_with("http://"));
         let store =
             HttpBuilder::new().with_url(url).with_client_options(client).with_retry(retry()).build()?;
-        Ok(Self { store: Arc::new(store), prefix: Path::default() })
+        let access = "the web server has to serve these objects to everybody";
+        Ok(Self { store: Arc::new(store), prefix: Path::default(), access })
     }
 
     fn path(&self, name: &str) -> Path {
@@ -85,36 +91,118 @@ impl RemoteBucket {
             .fold(self.prefix.clone(), |path, part| path.join(part))
     }
 
-    /// Writes an object. `false`: there is one, and it was to be created.
-    fn write(&self, name: &str, bytes: Bytes, mode: PutMode) -> Result<bool, Error> {
-        let cache = if name == syncd_shared::published::HEAD { ASK } else { FOREVER };
-        let attributes = Attributes::from_iter([(Attribute::CacheControl, cache)]);
-        let options = PutOptions { mode, attributes, ..PutOptions::default() };
-        match requests().block_on(self.store.put_opts(&self.path(name), bytes.into(), options)) {
-            Ok(_) => Ok(true),
-            Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => Ok(false),
-            Err(error) => Err(error),
+    /// Runs a request to its end. A missing object gives `None`.
+    fn ask<T>(
+        &self,
+        doing: &'static str,
+        name: &str,
+        request: impl Future<Output = Result<T, Asked>>,
+    ) -> Result<Option<T>, BucketError> {
+        match requests().block_on(request) {
+            Ok(answer) => Ok(Some(answer)),
+            Err(Asked::Store(Error::NotFound { .. })) => Ok(None),
+            Err(Asked::Store(error)) => Err(BucketError::new(doing, name, self.fault(error))),
+            Err(Asked::Fault(fault)) => Err(BucketError::new(doing, name, fault)),
         }
     }
 
-    fn fetch(&self, name: &str, limit: usize) -> Result<Option<Bytes>, Error> {
-        requests().block_on(async {
-            let Some(found) = missing_is_none(self.store.get(&self.path(name)).await)? else {
-                return Ok(None);
-            };
-            if found.meta.size > limit as u64 {
-                let text = format!("{name} is longer than {limit} bytes");
-                return Err(Error::Generic { store: "published tree", source: text.into() });
+    fn fault(&self, error: Error) -> Fault {
+        match error {
+            Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => {
+                Fault::Refused { next: self.access, source: error.into() }
             }
-            Ok(Some(found.bytes().await?))
+            error if is_down(&error) => Fault::Down(error.into()),
+            error => Fault::Failed(error.into()),
+        }
+    }
+
+    /// Writes an object. `false`: there is one, and it was to be created.
+    fn write(
+        &self,
+        doing: &'static str,
+        name: &str,
+        bytes: Bytes,
+        mode: PutMode,
+    ) -> Result<bool, BucketError> {
+        let cache = if name == syncd_shared::published::HEAD { ASK } else { FOREVER };
+        let attributes = Attributes::from_iter([(Attribute::CacheControl, cache)]);
+        let options = PutOptions { mode, attributes, ..PutOptions::default() };
+        let written = self.ask(doing, name, async {
+            match self.store.put_opts(&self.path(name), bytes.into(), options).await {
+                Ok(_) => Ok(true),
+                Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => Ok(false),
+                // The bucket itself.
+                Err(error @ Error::NotFound { .. }) => Err(Asked::Fault(Fault::Failed(error.into()))),
+                Err(error) => Err(error.into()),
+            }
+        })?;
+        Ok(written.unwrap_or(false))
+    }
+}
+
+/// Why a request has no answer.
+enum Asked {
+    Store(Error),
+    Fault(Fault),
+}
+
+impl From<Error> for Asked {
+    fn from(error: Error) -> Self {
+        Self::Store(error)
+    }
+}
+
+/// Whether the store may answer the same request later: it can't be reached, or says that it has trouble. The
+/// library gives the status of an answer only in its text.
+fn is_down(error: &Error) -> bool {
+    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = next {
+        if error.is::<HttpError>() {
+            return true;
+        }
+        let text = error.to_string();
+        if ["status code: 5", "status code: 429"].iter().any(|status| text.contains(status)) {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}
+
+impl Bucket for RemoteBucket {
+    fn get(&self, name: &str, limit: usize) -> Result<Option<Bytes>, BucketError> {
+        self.ask("read", name, async {
+            let found = self.store.get(&self.path(name)).await?;
+            if found.meta.size > limit as u64 {
+                return Err(Asked::Fault(Fault::Long { limit }));
+            }
+            Ok(found.bytes().await?)
         })
     }
 
-    fn all(&self, prefix: &str) -> Result<Vec<Listed>, Error> {
+    fn read(&self, name: &str, range: Range<u64>) -> Result<Option<Bytes>, BucketError> {
+        let wanted = range.end.saturating_sub(range.start);
+        self.ask("read", name, async {
+            let bytes = self.store.get_range(&self.path(name), range).await?;
+            let has = bytes.len() as u64;
+            if has == wanted { Ok(bytes) } else { Err(Asked::Fault(Fault::Short { wanted, has })) }
+        })
+    }
+
+    fn put(&self, name: &str, bytes: Bytes) -> Result<(), BucketError> {
+        self.write("write", name, bytes, PutMode::Overwrite).map(drop)
+    }
+
+    fn create(&self, name: &str, bytes: Bytes) -> Result<bool, BucketError> {
+        self.write("create", name, bytes, PutMode::Create)
+    }
+
+    fn list(&self, prefix: &str) -> Result<Vec<Listed>, BucketError> {
         let below = self.path(prefix);
-        let found = requests().block_on(self.store.list_with_delimiter(Some(&below)))?;
-        let mut listed: Vec<Listed> = found
-            .objects
+        let found =
+            self.ask("list", prefix, async { Ok(self.store.list_with_delimiter(Some(&below)).await?) })?;
+        let objects = found.map(|found| found.objects).unwrap_or_default();
+        let mut listed: Vec<Listed> = objects
             .into_iter()
             .filter_map(|object| {
                 let name = format!("{prefix}{}", object.location.filename()?);
@@ -124,47 +212,8 @@ impl RemoteBucket {
         listed.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         Ok(listed)
     }
-}
-
-fn missing_is_none<T>(result: Result<T, Error>) -> Result<Option<T>, Error> {
-    match result {
-        Err(Error::NotFound { .. }) => Ok(None),
-        result => result.map(Some),
-    }
-}
-
-impl Bucket for RemoteBucket {
-    fn get(&self, name: &str, limit: usize) -> Result<Option<Bytes>, BucketError> {
-        self.fetch(name, limit).map_err(|source| BucketError::new("read", name, source))
-    }
-
-    fn read(&self, name: &str, range: Range<u64>) -> Result<Option<Bytes>, BucketError> {
-        let failed = |source| BucketError::new("read", name, source);
-        let expected = range.end.saturating_sub(range.start);
-        let read = requests().block_on(self.store.get_range(&self.path(name), range));
-        let Some(bytes) = missing_is_none(read).map_err(failed)? else { return Ok(None) };
-        if bytes.len() as u64 == expected {
-            return Ok(Some(bytes));
-        }
-        let text = format!("{} bytes came where {expected} were asked for", bytes.len());
-        Err(BucketError::new("read", name, text))
-    }
-
-    fn put(&self, name: &str, bytes: Bytes) -> Result<(), BucketError> {
-        let written = self.write(name, bytes, PutMode::Overwrite);
-        written.map(drop).map_err(|source| BucketError::new("write", name, source))
-    }
-
-    fn create(&self, name: &str, bytes: Bytes) -> Result<bool, BucketError> {
-        self.write(name, bytes, PutMode::Create).map_err(|source| BucketError::new("create", name, source))
-    }
-
-    fn list(&self, prefix: &str) -> Result<Vec<Listed>, BucketError> {
-        self.all(prefix).map_err(|source| BucketError::new("list", prefix, source))
-    }
 
     fn delete(&self, name: &str) -> Result<(), BucketError> {
-        let deleted = missing_is_none(requests().block_on(self.store.delete(&self.path(name))));
-        deleted.map(drop).map_err(|source| BucketError::new("delete", name, source))
+        self.ask("delete", name, async { Ok(self.store.delete(&self.path(name)).await?) }).map(drop)
     }
 }

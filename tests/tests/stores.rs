@@ -1,0 +1,470 @@
+//! Trees published to a real object store (SeaweedFS), read from it and by web servers and caches in front of
+//! it, with the faults of each. The suite `published` has the same with directories.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use syncd_tests::edits::{small_site, write};
+use syncd_tests::oracle::assert_same;
+use syncd_tests::process::tool;
+use syncd_tests::relay::{Relay, Spoil};
+use syncd_tests::seaweed::{Anonymous, KEYS, Seaweed};
+use syncd_tests::{Agent, Daemon, Origin, Scene, free_port, http, require_program, wait};
+
+const URL: &str = "s3://bucket/site";
+const TAKEN_OVER: u64 = 1 << 20;
+
+/// A store, a relay in front of it, and an origin that publishes through the relay.
+struct Stores {
+    scene: Scene,
+    store: Seaweed,
+    relay: Relay,
+    origin: Origin,
+}
+
+impl Stores {
+    fn new(name: &str, anonymous: Anonymous, options: &[&str]) -> Self {
+        let scene = Scene::new(name);
+        let store = Seaweed::started(&scene, anonymous);
+        let relay = Relay::new(&store.address());
+        let tree = scene.path("tree");
+        small_site(&tree, 30);
+        write(&tree, "large.bin", large(1));
+        let options = [&["--trigger", "manual", "--publish", URL], options].concat();
+        let environment = Seaweed::environment(relay.address());
+        let origin = Origin::create(&scene, &tree).with_options(&options).with_environment(&environment);
+        Self { scene, store, relay, origin }
+    }
+
+    fn started(name: &str, anonymous: Anonymous, options: &[&str]) -> Self {
+        let mut stores = Self::new(name, anonymous, options);
+        stores.origin.start();
+        stores
+    }
+
+    /// Commits, and waits until `head` names the generation.
+    fn commit(&self) -> u64 {
+        let number = self.origin.commit();
+        self.wait_released(number);
+        number
+    }
+
+    fn publish(&self) -> serde_json::Value {
+        self.origin.cli("status", &["--json"]).expect_success().json()["publish"].clone()
+    }
+
+    fn wait_released(&self, number: u64) {
+        wait::until_ok("the generation to be published", || {
+            let publish = self.publish();
+            if publish["released"] == number { Ok(()) } else { Err(publish.to_string()) }
+        });
+    }
+
+    /// Waits until `status` shows an error of publishing that contains `text`.
+    fn wait_error(&self, text: &str) {
+        wait::until_ok("the failure to be shown", || {
+            let publish = self.publish();
+            let error = publish["error"].as_str().unwrap_or_default();
+            if error.contains(text) { Ok(()) } else { Err(publish.to_string()) }
+        });
+    }
+
+    /// A node that follows `url`, and reaches the store at `address`.
+    fn follower(&self, name: &str, url: &str, address: &str) -> Agent {
+        let keys = self.origin.cli("key", &["show", "--json"]).expect_success().json();
+        let trust = keys["root_key"].as_str().expect("a fingerprint").to_owned();
+        Agent::new(&self.scene, name)
+            .with_options(&["--follow", url, "--trust", &trust])
+            .with_environment(&Seaweed::environment(address))
+    }
+
+    fn follow(&self, name: &str) -> Agent {
+        let mut agent = self.follower(name, URL, &self.store.address());
+        agent.start();
+        agent
+    }
+
+    /// URL of the published tree for readers without credentials.
+    fn http_url(&self, address: &str) -> String {
+        format!("http://{address}/bucket/site")
+    }
+}
+
+/// Some chunks long, and no two alike.
+fn large(seed: u32) -> Vec<u8> {
+    (0..300_000u32).flat_map(|n| (n ^ seed).wrapping_mul(2_654_435_761).to_le_bytes()).collect()
+}
+
+/// An origin's keys, as a backup of the small set has them.
+fn copy_keys(from: &Path, to: &Path) {
+    fs::create_dir(to).expect("a directory");
+    let parts = ["format", "keys"].map(|part| from.join(part));
+    tool("cp", ["-a".into()].into_iter().chain(parts).chain([to.to_path_buf()])).expect_success();
+    tool("chmod", ["700".into(), to.to_path_buf()]).expect_success();
+}
+
+#[test]
+fn a_tree_is_published_followed_checked_collected_and_restored() {
+    let mut stores = Stores::started("stores-s3", Anonymous::Nothing, &[]);
+    let first = stores.commit();
+    let near = stores.follow("near");
+    near.wait_live(first);
+    assert_same(&stores.origin.tree, &near.live());
+    for n in 0..4 {
+        write(&stores.origin.tree, "index.html", format!("page {n}"));
+        fs::remove_file(stores.origin.tree.join("large.bin")).ok();
+        stores.commit();
+    }
+    let last = first + 4;
+    near.wait_live(last);
+    assert!(!stores.store.names("site/update/").is_empty());
+    stores.origin.cli("publish", &["check"]).expect_success();
+
+    // Objects that nobody needs are deleted, by its name in the listing.
+    let gc =
+        || stores.origin.cli("publish", &["gc", "--keep", "1", "--grace", "1ms"]).expect_success().stderr;
+    gc();
+    wait::until("old objects to be deleted", || (!gc().contains("deleted 0 objects")).then_some(()));
+    assert_eq!(stores.store.names("site/gen/").len(), 1);
+    stores.origin.cli("publish", &["check"]).expect_success();
+
+    // An object is missing, and another one has other bytes.
+    let packs = stores.store.names("site/pack/");
+    stores.store.delete(&format!("site/pack/{}", packs[0]));
+    let update = stores.store.names("site/update/").remove(0);
+    stores.store.replace(&format!("site/update/{update}"), b"something else");
+    let found = stores.origin.cli("publish", &["check"]);
+    assert_eq!(found.code, Some(1), "{found:#?}");
+    let check = || stores.origin.cli("publish", &["check"]).code;
+    wait::until("everything to be put again", || check().filter(|code| *code == 0));
+
+    // The host is lost. Its keys and the store make another one.
+    let (tree, data) = (stores.scene.path("tree2"), stores.scene.path("restored"));
+    copy_keys(&stores.origin.data, &data);
+    let address = stores.origin.address().to_owned();
+    stores.origin.kill9();
+    fs::remove_dir_all(&stores.origin.data).expect("destroy the data");
+    let live = fs::canonicalize(near.live()).expect("the live tree");
+    tool("cp", ["-a".into(), live, tree.clone()]).expect_success();
+    let mut restored = Origin::existing(&stores.scene, "restored", &tree)
+        .with_options(&["--trigger", "manual", "--publish", URL])
+        .with_environment(&Seaweed::environment(stores.relay.address()))
+        .listening(&address);
+    let outcome = restored.cli("restore", &["--from", URL]).expect_success();
+    assert_eq!(outcome.only_line(), last.to_string());
+    restored.start();
+    near.wait_live(last + TAKEN_OVER);
+    write(&tree, "index.html", "from the restored origin");
+    assert_eq!(restored.commit(), last + TAKEN_OVER + 1);
+    near.wait_live(last + TAKEN_OVER + 1);
+    assert_same(&tree, &near.live());
+}
+
+#[test]
+fn fenced_commits_survive_lost_answers_and_a_promotion() {
+    let mut stores = Stores::started("stores-fenced", Anonymous::Nothing, &["--fenced"]);
+    let first = stores.commit();
+    // The generation's object is created, and nobody says so.
+    stores.relay.spoil("PUT /bucket/site/gen/", Spoil::LoseAnswer);
+    write(&stores.origin.tree, "index.html", "with a lost answer");
+    let second = stores.origin.commit();
+    assert_eq!(second, first + 1, "the own nonce is read back");
+    assert!(stores.relay.spoiled() > 0);
+    stores.relay.heal();
+    stores.wait_released(second);
+
+    // The second origin stands by, and is promoted while the first one is cut off from nothing.
+    let (tree, address) = (stores.origin.tree.clone(), format!("127.0.0.1:{}", free_port()));
+    copy_keys(&stores.origin.data, &stores.scene.path("standby"));
+    let options = ["--trigger", "manual", "--publish", URL, "--fenced", "--standby"];
+    let mut standby = Origin::existing(&stores.scene, "standby", &tree)
+        .with_options(&options)
+        .with_environment(&Seaweed::environment(&stores.store.address()))
+        .listening(&address);
+    standby.stand_by();
+    wait::until("the standby to follow", || (standby.status().generation == Some(second)).then_some(()));
+    let addresses = format!("{},{address}", stores.origin.address());
+    let mut agent =
+        Agent::joined(&stores.scene, &stores.origin, "web1").with_options(&["--origin", &addresses]);
+    agent.start();
+    agent.wait_live(second);
+    standby.cli("promote", &[]).expect_success();
+    write(&tree, "index.html", "from the promoted origin");
+    let number = wait::until("the promoted origin to commit", || {
+        let commit = standby.cli("commit", &[]);
+        (commit.code == Some(0)).then(|| commit.only_line().parse::<u64>().expect("a number"))
+    });
+    assert!(number > TAKEN_OVER);
+    // The first origin runs on, and commits nothing: of two numbers none is used twice.
+    write(&tree, "index.html", "from the deposed origin");
+    wait::until("the first origin to be deposed", || {
+        let refused = stores.origin.cli("commit", &[]);
+        assert_eq!(refused.code, Some(1), "{refused:#?}");
+        refused.stderr.contains("deposed").then_some(())
+    });
+    stores.origin.kill9();
+    agent.wait_live(number);
+}
+
+#[test]
+fn a_store_that_dies_forgets_or_refuses_holds_up_no_commit_and_is_named() {
+    let mut stores = Stores::started("stores-faults", Anonymous::Nothing, &[]);
+    let first = stores.commit();
+    let mut agent = stores.follow("web1");
+    agent.wait_live(first);
+
+    // The store dies while packs are put, half of one is lost on the way, and it comes back.
+    stores.relay.spoil("PUT /bucket/site/pack/", Spoil::CutRequest);
+    write(&stores.origin.tree, "large.bin", large(2));
+    let second = stores.origin.commit();
+    wait::until("a put to be cut", || (stores.relay.spoiled() > 0).then_some(()));
+    stores.store.kill9();
+    stores.relay.heal();
+    stores.wait_error("does not answer");
+    assert_eq!(stores.publish()["released"], first);
+    stores.store.start();
+    stores.wait_released(second);
+    agent.wait_live(second);
+    assert_same(&stores.origin.tree, &agent.live());
+
+    // It answers that it has trouble, and then not at all.
+    let mut newest = second;
+    for how in [Spoil::Status(503), Spoil::Stall] {
+        stores.relay.spoil("PUT /bucket/site/", how);
+        write(&stores.origin.tree, "index.html", format!("{how:?}"));
+        newest = stores.origin.commit();
+        stores.wait_error("does not answer");
+        stores.relay.heal();
+        stores.wait_released(newest);
+    }
+    agent.wait_live(newest);
+
+    // The credentials are revoked, and then come back.
+    stores.store.kill9();
+    stores.store.allow(("another", "pair"), Anonymous::Nothing);
+    stores.store.start();
+    write(&stores.origin.tree, "index.html", "refused");
+    let third = stores.origin.commit();
+    stores.wait_error("refuses access");
+    stores.wait_error("AWS_ACCESS_KEY_ID");
+    assert_eq!(agent.live_generation(), Some(newest));
+    stores.store.kill9();
+    stores.store.allow(KEYS, Anonymous::Nothing);
+    stores.store.start();
+    stores.wait_released(third);
+    agent.wait_live(third);
+
+    // Everything in the bucket is deleted. Nodes serve on, and the next start puts the tree again.
+    for kind in ["pack", "gen", "update"] {
+        for name in stores.store.names(&format!("site/{kind}/")) {
+            stores.store.delete(&format!("site/{kind}/{name}"));
+        }
+    }
+    stores.store.delete("site/head");
+    stores.origin.stop();
+    stores.origin.start();
+    write(&stores.origin.tree, "index.html", "after the loss");
+    let fourth = stores.commit();
+    agent.wait_live(fourth);
+    agent.stop();
+    let late = stores.follow("web2");
+    late.wait_live(fourth);
+    assert_same(&stores.origin.tree, &late.live());
+}
+
+#[test]
+fn what_a_reader_gets_is_checked_whoever_spoils_it() {
+    let stores = Stores::started("stores-spoiled", Anonymous::Reads, &[]);
+    let first = stores.commit();
+    let relay = Relay::new(&stores.store.address());
+    let mut agent = stores.follower("web1", &stores.http_url(relay.address()), "127.0.0.1:9");
+    agent.start();
+    agent.wait_live(first);
+    for (n, how) in [Spoil::CutAnswer, Spoil::Flip, Spoil::Status(503), Spoil::Status(403), Spoil::Close]
+        .into_iter()
+        .enumerate()
+    {
+        let served = agent.live_generation();
+        let page = fs::read(agent.live().join("index.html")).expect("a page");
+        for kind in ["/pack/", "/update/"] {
+            relay.spoil(kind, how);
+        }
+        let before = relay.spoiled();
+        write(&stores.origin.tree, "index.html", format!("page {n}"));
+        let number = stores.commit();
+        wait::until(&format!("{how:?} to be met"), || (relay.spoiled() > before + 2).then_some(()));
+        wait::until("the failure to be shown", || agent.try_status()?.error);
+        assert_eq!(agent.live_generation(), served, "{how:?}");
+        assert_eq!(fs::read(agent.live().join("index.html")).expect("a page"), page, "{how:?}");
+        relay.heal();
+        agent.wait_live(number);
+        assert_same(&stores.origin.tree, &agent.live());
+    }
+}
+
+#[test]
+fn a_store_without_conditional_puts_is_refused_for_fencing() {
+    // Signatures would cover the header that is removed.
+    let mut stores = Stores::new("stores-strip", Anonymous::Everything, &["--fenced"]);
+    let environment = [
+        ("AWS_ENDPOINT_URL".to_owned(), format!("http://{}", stores.relay.address())),
+        ("AWS_SKIP_SIGNATURE".to_owned(), "true".to_owned()),
+    ];
+    stores.origin = stores.origin.with_environment(&environment);
+    stores.relay.spoil("PUT ", Spoil::Strip("If-None-Match"));
+    let mut serve = Daemon::start(&mut stores.origin.serve_command(), stores.scene.directory(), "refused");
+    let status = wait::until("the origin to refuse", || serve.ended());
+    assert_eq!(status.code(), Some(1));
+    let log = serve.log();
+    assert!(log.contains("can't fence") && log.contains("If-None-Match"), "{log}");
+    // The same store keeps the promise without the relay's change.
+    stores.relay.heal();
+    stores.origin.start();
+    stores.commit();
+}
+
+#[test]
+fn a_missing_variable_is_named_at_the_start() {
+    let scene = Scene::new("stores-settings");
+    let tree = scene.path("tree");
+    small_site(&tree, 3);
+    let origin = Origin::create(&scene, &tree).with_options(&["--trigger", "manual", "--publish", URL]);
+    let refused = |set: &[(&str, &str)], names: &str| {
+        let mut command = origin.serve_command();
+        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("AWS_")) {
+            command.env_remove(name);
+        }
+        command.envs(set.iter().copied());
+        let mut serve = Daemon::start(&mut command, scene.directory(), "refused");
+        let status = wait::until("the origin to refuse", || serve.ended());
+        assert!(status.code() == Some(1) && serve.log().contains(names), "{names}: {}", serve.log());
+    };
+    refused(&[], "AWS_ENDPOINT_URL");
+    refused(&[("AWS_REGION", "eu-central-1")], "AWS_ACCESS_KEY_ID");
+    let key = ("AWS_ACCESS_KEY_ID", "key");
+    refused(&[("AWS_REGION", "eu-central-1"), key], "AWS_SECRET_ACCESS_KEY is missing");
+}
+
+/// nginx with a configuration of the test's own.
+struct Nginx {
+    address: String,
+    daemon: Daemon,
+}
+
+impl Nginx {
+    #[track_caller]
+    fn start(scene: &Scene, name: &str, server: &str, http_block: &str) -> Self {
+        let nginx = require_program("nginx", "nginx");
+        let directory = scene.new_directory(name);
+        let address = format!("127.0.0.1:{}", free_port());
+        let paths = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+            .map(|kind| format!("{kind}_temp_path {}/{kind};", directory.display()));
+        let text = format!(
+            "daemon off; master_process on; worker_processes 1; user root; pid {0}/pid; error_log stderr warn;
+             events {{ }}
+             http {{ access_log {0}/access; {1} {http_block}
+                 server {{ {server} }} }}",
+            directory.display(),
+            paths.join(" "),
+        );
+        let text = text.replace("ADDRESS", &address).replace("DIRECTORY", &directory.display().to_string());
+        fs::write(directory.join("nginx.conf"), text).expect("write the configuration");
+        let mut command = Command::new(nginx);
+        command.arg("-c").arg(directory.join("nginx.conf")).arg("-p").arg(&directory);
+        let mut daemon = Daemon::start(&mut command, scene.directory(), name);
+        wait::until("nginx to listen", || {
+            assert!(daemon.ended().is_none(), "nginx ended at once:\n{}", daemon.log());
+            std::net::TcpStream::connect(&address).ok()
+        });
+        Self { address, daemon }
+    }
+
+    fn port(&self) -> &str {
+        self.address.split_once(':').expect("a port").1
+    }
+}
+
+impl Drop for Nginx {
+    fn drop(&mut self) {
+        // SIGTERM reaches the workers, too.
+        self.daemon.stop();
+    }
+}
+
+#[test]
+fn a_web_server_with_https_is_followed_by_the_trust_of_the_machine() {
+    let scene = Scene::new("stores-https");
+    let (tree, bucket) = (scene.path("tree"), scene.path("bucket"));
+    small_site(&tree, 10);
+    let url = format!("file://{}", bucket.display());
+    let mut origin = Origin::create(&scene, &tree).with_options(&["--trigger", "manual", "--publish", &url]);
+    origin.start();
+    let number = origin.commit();
+    let issuer = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).expect("a certificate");
+    fs::write(scene.path("cert.pem"), issuer.cert.pem()).expect("write the certificate");
+    fs::write(scene.path("key.pem"), issuer.signing_key.serialize_pem()).expect("write the key");
+    let directory = scene.directory().display();
+    let server = format!(
+        "listen ADDRESS ssl; ssl_certificate {directory}/cert.pem; ssl_certificate_key {directory}/key.pem;
+         root {directory}; location = /bucket/head {{ add_header Cache-Control no-cache; }}"
+    );
+    let nginx = Nginx::start(&scene, "nginx", &server, "");
+    let url = format!("https://localhost:{}/bucket", nginx.port());
+    let keys = origin.cli("key", &["show", "--json"]).expect_success().json();
+    let options = ["--follow", &url, "--trust", keys["root_key"].as_str().expect("a fingerprint")];
+    // A certificate that the machine does not trust.
+    let mut stranger = Agent::new(&scene, "stranger").with_options(&options);
+    stranger.start();
+    wait::until("the agent to refuse", || stranger.daemon().ended());
+    assert!(stranger.daemon().log().contains("certificate"), "{}", stranger.daemon().log());
+    let trusted = ("SSL_CERT_FILE".to_owned(), scene.path("cert.pem").display().to_string());
+    let mut agent = Agent::new(&scene, "web1").with_options(&options).with_environment(&[trusted]);
+    agent.start();
+    agent.wait_live(number);
+    assert_same(&tree, &agent.live());
+    write(&tree, "index.html", "changed");
+    agent.wait_live(origin.commit());
+    assert_same(&tree, &agent.live());
+}
+
+#[test]
+fn followers_behind_a_cache_cost_the_store_one_read() {
+    let stores = Stores::started("stores-cache", Anonymous::Reads, &[]);
+    let first = stores.commit();
+    let relay = Relay::new(&stores.store.address());
+    let http_block = "proxy_cache_path DIRECTORY/cache keys_zone=all:8m max_size=1g;";
+    let server = format!(
+        "listen ADDRESS; slice 1m; proxy_cache all; proxy_cache_lock on; proxy_cache_valid 206 1y;
+         proxy_cache_key $uri$slice_range; proxy_set_header Range $slice_range; proxy_http_version 1.1;
+         location / {{ proxy_pass http://{0}; }}
+         location ~ /(head|gen/[0-9]+)$ {{ slice 0; proxy_set_header Range \"\"; proxy_cache off;
+             proxy_pass http://{0}; }}",
+        relay.address()
+    );
+    let nginx = Nginx::start(&stores.scene, "nginx", &server, http_block);
+    let url = stores.http_url(&nginx.address);
+    let agents: Vec<Agent> = (0..4)
+        .map(|n| {
+            let mut agent = stores.follower(&format!("web{n}"), &url, "127.0.0.1:9");
+            agent.start();
+            agent.wait_live(first);
+            agent
+        })
+        .collect();
+    let packs: u64 = stores
+        .store
+        .names("site/pack/")
+        .iter()
+        .map(|name| {
+            let answer = http::get(&nginx.address, &format!("/bucket/site/pack/{name}")).expect("a pack");
+            let cache = answer.header("Cache-Control").map(str::to_owned);
+            assert_eq!(cache.as_deref(), Some("public, max-age=31536000, immutable"), "{}", answer.head);
+            answer.body.len() as u64
+        })
+        .sum();
+    assert!(relay.passed() < packs * 2, "{} bytes of {packs} were read from the store", relay.passed());
+    for agent in &agents {
+        assert_same(&stores.origin.tree, &agent.live());
+    }
+}
