@@ -112,13 +112,21 @@ async fn enrol(join: Join) -> anyhow::Result<ExitCode> {
         name: join.name,
         rename: join.rename,
         group: join.group,
+        adopt: join.adopt.clone(),
     };
-    let Joined { identity, earlier_name, is_running } = join::join(options).await?;
+    let Joined { identity, earlier_name, is_running, adopted } = join::join(options).await?;
     output::line(identity.name())?;
     let next = if is_running { "the running agent uses the new identity" } else { "next:" };
     note(format_args!("joined tree {} as {}; {next}", identity.tree_id(), identity.name()));
     if !is_running {
         note(format_args!("  syncd-agent run --root {}", root.display()));
+    }
+    if let (Some(adopted), Some(from)) = (adopted, &join.adopt) {
+        let files = counted(adopted.files, "file", "files");
+        let (bytes, from) = (HumanBytes(adopted.bytes), from.display());
+        note(format_args!("{files}, {bytes}, of {from} need not be fetched; {from} stays as it is"));
+        let live = root.join("live");
+        note(format_args!("once a generation is live: diff -rq --no-dereference {from} {}/", live.display()));
     }
     if let Some(earlier) = earlier_name.filter(|earlier| earlier != identity.name()) {
         let revoke = format_args!("syncd-origin revoke {earlier}");

@@ -27,6 +27,7 @@ use syncd_shared::marks::{self, Mark};
 use tonic::transport::Channel;
 
 use crate::admin::{Reply, Request, nobody_serves, socket_path};
+use crate::adopt::{self, AdoptError, Adopted};
 use crate::backoff::Backoff;
 use crate::identity::{AgentIdentity, IdentityError, PendingKey};
 use crate::trust::ask_trust_on;
@@ -51,6 +52,8 @@ pub struct JoinOptions {
     pub rename: bool,
     /// Group of the node in the fleet, for rollouts.
     pub group: Option<String>,
+    /// Directory whose contents need not be fetched.
+    pub adopt: Option<PathBuf>,
 }
 
 /// Result of [`join`].
@@ -62,6 +65,8 @@ pub struct Joined {
     pub earlier_name: Option<AgentName>,
     /// Whether an agent runs on ROOT. It already uses the new identity.
     pub is_running: bool,
+    /// Contents taken over from [`JoinOptions::adopt`].
+    pub adopted: Option<Adopted>,
 }
 
 /// Reason why a node did not join.
@@ -156,12 +161,26 @@ pub enum JoinError {
     /// The origin's answer is invalid, or could not be stored.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// The directory of `--adopt` is refused. Nothing was changed.
+    #[error(transparent)]
+    Adopt(#[from] AdoptError),
+    /// The node has joined, and contents of the directory were not copied.
+    #[error("joined, but {} is not adopted in full: what is missing will be fetched", from.display())]
+    AdoptedInPart {
+        /// The directory of `--adopt`.
+        from: PathBuf,
+        /// The cause.
+        source: AdoptError,
+    },
 }
 
 /// Joins, and stores the identity durably. Not cancel safe: the token may be used up before the identity is
 /// stored.
 pub async fn join(options: JoinOptions) -> Result<Joined, JoinError> {
     let before = check_root(&options.root, options.token.tree_id)?;
+    if let Some(from) = &options.adopt {
+        adopt::check(&options.root, from)?;
+    }
     let document = trust_of(&options).await?;
     if let Some(before) = before.as_ref().map(AgentIdentity::trust)
         && before.root == options.token.root
@@ -192,7 +211,17 @@ pub async fn join(options: JoinOptions) -> Result<Joined, JoinError> {
     let identity =
         AgentIdentity::joined(&options.token, &options.address, pending, &answer.certificate, document)?;
     let is_running = hand_over(&options.root, &identity).await?;
-    Ok(Joined { identity, earlier_name, is_running })
+    let adopted = adopt_contents(options.root, options.adopt).await?;
+    Ok(Joined { identity, earlier_name, is_running, adopted })
+}
+
+/// Takes over the contents of `from`, on a thread that may block.
+async fn adopt_contents(root: PathBuf, from: Option<PathBuf>) -> Result<Option<Adopted>, JoinError> {
+    let Some(from) = from else { return Ok(None) };
+    let path = from.clone();
+    let adopting = tokio::task::spawn_blocking(move || adopt::adopt(&root, &path));
+    let adopted = adopting.await.expect("adopting does not panic");
+    adopted.map(Some).map_err(|source| JoinError::AdoptedInPart { from, source })
 }
 
 /// The trust document of the origin, checked against the token.

@@ -7,6 +7,7 @@
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
+pub mod adopt;
 pub mod cli;
 mod collected;
 mod config;

@@ -389,6 +389,7 @@ async fn a_spent_token_and_another_tree_are_refused() {
         name: Some("web1".parse().unwrap()),
         rename: false,
         group: None,
+        adopt: None,
     };
     let mut spent = origin.token.clone();
     spent.secret = [0; 16];

@@ -73,7 +73,7 @@ pub fn above(path: &Path) -> io::Result<Option<(PathBuf, Mark)>> {
 }
 
 /// Resolves symlinks in the existing part of `path` and appends the missing part unchanged.
-fn resolve(path: &Path) -> io::Result<PathBuf> {
+pub fn resolve(path: &Path) -> io::Result<PathBuf> {
     let path = std::path::absolute(path)?;
     let mut missing = Vec::new();
     let mut existing = path.as_path();

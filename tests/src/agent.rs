@@ -142,8 +142,13 @@ impl Agent {
     /// `join HOST:PORT --token TOKEN --name NAME`.
     #[track_caller]
     pub fn join(&self, address: &str, token: &str) -> Outcome {
+        self.join_with(address, token, &["--name", &self.name])
+    }
+
+    /// Like [`Self::join`], with other options than the name.
+    pub fn join_with(&self, address: &str, token: &str, options: &[&str]) -> Outcome {
         let mut command = self.program();
-        command.args(["join", address, "--token", token, "--name", &self.name, "--root"]).arg(&self.root);
+        command.args(["join", address, "--token", token, "--root"]).arg(&self.root).args(options);
         clean_environment(&mut command);
         run(&mut command)
     }

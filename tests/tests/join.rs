@@ -6,7 +6,7 @@ use std::time::Duration;
 use syncd_tests::edits::{small_site, write};
 use syncd_tests::oracle::{assert_same, fingerprint};
 use syncd_tests::process::run;
-use syncd_tests::{Agent, Origin, Scene, WrongClock, binary, require_root, wait};
+use syncd_tests::{Agent, Origin, Scene, Seeded, WrongClock, binary, http, require_root, wait};
 
 fn site(name: &str) -> (Scene, Origin) {
     let scene = Scene::new(name);
@@ -506,4 +506,61 @@ fn a_root_that_keeps_the_web_server_out_is_named_with_the_command() {
     std::fs::set_permissions(&agent.root, PermissionsExt::from_mode(0o755)).expect("set a mode");
     let shown = agent.cli("status", &[]).expect_success().stdout;
     assert!(!shown.contains("warning"), "a mode that was mended is not complained of: {shown}");
+}
+
+/// Bytes that the origin has sent for first syncs.
+#[track_caller]
+fn sent_for_first_syncs(origin: &Origin) -> u64 {
+    let address = origin.status().http_address.expect("an address");
+    let metrics = String::from_utf8(http::get(&address, "/metrics").expect("an answer").body).expect("text");
+    let line = metrics
+        .lines()
+        .find(|line| line.starts_with("syncd_origin_sent_bytes_total{") && line.contains("kind=\"objects\""));
+    line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or_else(|| panic!("{metrics}"))
+}
+
+#[test]
+fn an_adopted_document_root_is_not_fetched_and_stays_as_it_was() {
+    let scene = Scene::new("adopt");
+    let tree = scene.path("tree");
+    let mut random = Seeded::new(24);
+    for number in 0..8 {
+        write(&tree, &format!("films/{number}.bin"), random.bytes(500_000));
+    }
+    write(&tree, "index.html", "of the origin");
+    let origin = Origin::started(&scene, &tree);
+    let number = origin.commit();
+
+    // It has all but one of the large files: one under another name, all with other times.
+    let served = scene.path("served");
+    for number in 1..8 {
+        let name = if number == 1 { "films/renamed.bin".to_owned() } else { format!("films/{number}.bin") };
+        write(&served, &name, std::fs::read(tree.join(format!("films/{number}.bin"))).expect("read"));
+    }
+    write(&served, "index.html", "edited on this node");
+    write(&served, "only-here.html", "precious");
+    let before = fingerprint(&served);
+
+    let mut agent = Agent::new(&scene, "web1");
+    let adopting = agent.join_with(origin.address(), &origin.token(), &["--adopt", &text(&served)]);
+    let told = adopting.expect_success().stderr;
+    assert!(told.contains("9 files, 3.34 MiB, of") && told.contains("diff -rq"), "{told}");
+    agent.start();
+    agent.wait_live(number);
+    assert_same(&origin.tree, &agent.live());
+    assert_eq!(fingerprint(&served), before, "the way back");
+    let sent_bytes = sent_for_first_syncs(&origin);
+    assert!((500_000..700_000).contains(&sent_bytes), "one large file was missing: {sent_bytes} bytes sent");
+
+    // A replica has its content, and one inside the other is no copy.
+    let again = agent.join_with(origin.address(), &origin.token(), &["--adopt", &text(&served)]);
+    assert!(again.code == Some(1) && again.stderr.contains("has a replica already"), "{again:?}");
+    let inside = Agent::new(&scene, "served/agent");
+    let refused = inside.join_with(origin.address(), &origin.token(), &["--adopt", &text(&served)]);
+    assert!(refused.code == Some(1) && refused.stderr.contains("overlap"), "{refused:?}");
+    assert_eq!(fingerprint(&served), before);
+}
+
+fn text(path: &std::path::Path) -> String {
+    path.display().to_string()
 }

@@ -259,6 +259,14 @@ impl Incoming {
         Ok(true)
     }
 
+    /// Copies a file from any directory, unless its content is here. Returns whether it was copied: not if it
+    /// changes or disappears meanwhile.
+    pub fn adopt(&self, wanted: &Wanted, dir: &Dir, name: &[u8]) -> Result<bool, StageError> {
+        let Ok(file) = dir.open_file(name) else { return Ok(false) };
+        let hash = hash_file(&file).map_err(failed("read", dir, &String::from_utf8_lossy(name)))?;
+        Ok(self.arrived(hash).is_none() && self.copy(hash, wanted, dir, name)?)
+    }
+
     /// Moves a file here from a tree that an interrupted attempt left, if it has this content. Returns
     /// whether it had.
     pub fn salvage(&self, hash: ContentHash, size: u64, dir: &Dir, name: &[u8]) -> Result<bool, StageError> {

@@ -26,6 +26,7 @@ const JOIN_HELP: &str = "\
 Examples:
   SYNCD_TOKEN=syncd1-... syncd-agent join origin.example.org:8873
   syncd-agent join origin.example.org:8873 --token-file - < token
+  syncd-agent join origin.example.org:8873 --token-file token --adopt /var/www/html
 
 A node whose certificate was revoked joins again with a new token, and keeps its content.";
 const RUN_HELP: &str = "\
@@ -234,6 +235,10 @@ pub(super) struct Join {
     /// Group of this node, which rollouts can name. The operator of the origin can change it.
     #[arg(long, env = "SYNCD_GROUP", value_name = "NAME")]
     pub(super) group: Option<String>,
+    /// Directory that this node serves already: what the origin's tree has of it by content is not fetched.
+    /// It is copied, and stays as it is.
+    #[arg(long, value_name = "DIR")]
+    pub(super) adopt: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

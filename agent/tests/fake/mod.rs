@@ -227,6 +227,7 @@ impl FakeOrigin {
             name: Some("web1".parse().unwrap()),
             rename: false,
             group: None,
+            adopt: None,
         };
         join::join(options).await.unwrap().identity
     }

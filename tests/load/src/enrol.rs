@@ -32,6 +32,7 @@ pub async fn enrol(
             name: Some(name.parse().context("an agent's name")?),
             rename: false,
             group: None,
+            adopt: None,
         };
         joins.spawn(join(options));
     }

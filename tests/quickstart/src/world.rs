@@ -140,6 +140,7 @@ impl World {
             name: Some(name.parse()?),
             rename: false,
             group: None,
+            adopt: None,
         })
         .await?;
         let options = RunOptions {

@@ -109,6 +109,7 @@ impl World {
             name: Some(format!("web{node}").parse().expect("a name")),
             rename: false,
             group: None,
+            adopt: None,
         });
         joined.await.expect("the node joins");
     }
