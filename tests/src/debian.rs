@@ -17,7 +17,7 @@ use crate::{Scene, binary};
 
 /// `systemctl` for Apache's unit with its drop-in and for PHP-FPM's. Also notes when the agent should be
 /// restarted.
-const SYSTEMCTL: &str = r#"#!/bin/bash
+pub(crate) const SYSTEMCTL: &str = r#"#!/bin/bash
 set -eu
 drop_in=/etc/systemd/system/apache2.service.d/syncd.conf
 is_active() { [ -e /run/apache2/apache2.pid ]; }

@@ -19,6 +19,7 @@ mod debian;
 pub mod device;
 pub mod edits;
 pub mod faults;
+pub mod host;
 pub mod http;
 pub mod hub;
 pub mod link;

@@ -1,0 +1,128 @@
+//! docs/guide/wordpress.md, followed word by word on four Debian hosts: real Apache, PHP-FPM, MariaDB,
+//! HAProxy and WordPress in two versions.
+
+#[path = "wordpress/cluster.rs"]
+mod cluster;
+#[path = "wordpress/visitors.rs"]
+mod visitors;
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use syncd_tests::trouble::in_own_machine_within;
+use syncd_tests::{Scene, corpora, host, require_program, require_root, wait};
+
+use crate::cluster::Cluster;
+use crate::visitors::{Visitors, get};
+
+/// Deadline of the test on a busy machine.
+const LIMIT: Duration = Duration::from_secs(900);
+
+/// Reports how long a step took.
+fn step(name: &str, since: &mut Instant) {
+    println!("{name}: {:.1} s", since.elapsed().as_secs_f64());
+    *since = Instant::now();
+}
+
+#[test]
+fn wordpress_is_installed_once_and_runs_on_all_nodes() {
+    require_root("it makes four hosts in namespaces");
+    require_program("mariadbd", "mariadb-server");
+    require_program("haproxy", "haproxy");
+    require_program("openssl", "openssl");
+    let versions = corpora::wordpress();
+    if !in_own_machine_within("wordpress_is_installed_once_and_runs_on_all_nodes", LIMIT) {
+        return;
+    }
+    let mut since = Instant::now();
+    let scene = Scene::new("wordpress");
+    host::network();
+    let mut cluster = Cluster::start(&scene, &versions);
+    step("two nodes serve it", &mut since);
+
+    the_plugin_tells_nodes_apart(&cluster);
+    media_travel(&cluster);
+    step("media", &mut since);
+    cluster.main.site("plugin", &[]);
+    cluster.wait_everywhere("/", "<!-- marked -->");
+    step("a plugin", &mut since);
+    an_upgrade_under_load(&cluster, &versions);
+    step("an upgrade", &mut since);
+    without_the_main_host(&cluster);
+    step("without the main host", &mut since);
+    a_node_is_built_anew(&scene, &mut cluster);
+    step("a node built anew", &mut since);
+    cluster.add_third(&scene);
+    step("a third node", &mut since);
+    cluster.assert_no_php_errors();
+}
+
+fn the_plugin_tells_nodes_apart(cluster: &Cluster) {
+    for node in &cluster.nodes {
+        let answer = node.site("node", &[]);
+        assert_eq!(answer["name"], format!("image--{}.jpg", node.host.name), "{answer}");
+        assert_eq!(answer["may_update"], false, "a replica is not updated");
+    }
+    let answer = cluster.main.site("node", &[]);
+    assert_eq!((&answer["name"], &answer["may_update"]), (&"image--main.jpg".into(), &true.into()));
+}
+
+/// Files uploaded by REST are on both nodes, under names of their own, until they are deleted.
+fn media_travel(cluster: &Cluster) {
+    let first = cluster.upload("first");
+    let second = cluster.upload("second");
+    assert!(first.path.ends_with("/picture--main.png"), "{first:?}");
+    assert!(second.path.ends_with("/picture-2--main.png"), "{second:?}");
+    for (media, content) in [(&first, "first"), (&second, "second")] {
+        cluster.wait_everywhere(&media.path, content);
+    }
+    cluster.rest("DELETE", &format!("/wp-json/wp/v2/media/{}?force=true", first.id), &[]);
+    for node in &cluster.nodes {
+        wait::until("the picture to be gone", || {
+            let live = node.host.outside(&format!("/var/lib/syncd/agent/live{}", first.path));
+            (!live.exists()).then_some(())
+        });
+    }
+    cluster.wait_everywhere(&second.path, "second");
+}
+
+/// WordPress' own code replaces its files, while visitors come.
+fn an_upgrade_under_load(cluster: &Cluster, versions: &corpora::Corpus) {
+    let visitors = Visitors::start();
+    visitors.wait_round();
+    let old = cluster.version();
+    cluster.upgrade(&versions.b());
+    let new = cluster.version();
+    assert_ne!(new, old);
+    cluster.wait_everywhere("/", &format!("content=\"WordPress {new}\""));
+    visitors.wait_round();
+    visitors.finish();
+    let body = cluster.browse("GET", "/wp-admin/upgrade.php?step=1", &[]);
+    assert!(body.contains("Update Complete") || body.contains("No Update Required"), "{body}");
+}
+
+/// The main host has the database, so only its origin and its web server end here.
+fn without_the_main_host(cluster: &Cluster) {
+    cluster.main.host.follow("systemctl kill syncd-origin; systemctl stop apache2");
+    let visitors = Visitors::start();
+    visitors.wait_round();
+    visitors.wait_round();
+    visitors.finish();
+    cluster.main.host.follow("systemctl start apache2; systemctl start syncd-origin");
+    cluster.wait_main_up();
+    let media = cluster.upload("after the return");
+    cluster.wait_everywhere(&media.path, "after the return");
+}
+
+fn a_node_is_built_anew(scene: &Scene, cluster: &mut Cluster) {
+    let media: Vec<_> = thread::scope(|scope| {
+        let writer = cluster.writer();
+        let writing = scope.spawn(move || (0..6).map(|n| writer.upload(&format!("meanwhile {n}"))).collect());
+        cluster.rebuild(scene, "web2");
+        writing.join().expect("uploads go on")
+    });
+    for (n, media) in media.iter().enumerate() {
+        cluster.wait_everywhere(&media.path, &format!("meanwhile {n}"));
+    }
+    assert_eq!(get("/").status, 200);
+}

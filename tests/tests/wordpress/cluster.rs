@@ -1,0 +1,276 @@
+//! The hosts of the page: `main`, where people work on the site, and the nodes.
+
+use std::fs;
+use std::path::Path;
+use std::thread;
+
+use serde_json::Value;
+use syncd_tests::corpora::Corpus;
+use syncd_tests::host::Host;
+use syncd_tests::{Scene, instructions, wait};
+
+use crate::visitors::{Answer, between, curl, get};
+
+const PAGE: &str = "guide/wordpress.md";
+const TREE: &str = "/srv/wordpress";
+const REPLICA: &str = "/var/lib/syncd/agent/live";
+const HOSTS: &str = "10.0.0.10 main www.example.org\n10.0.0.11 web1\n10.0.0.12 web2\n10.0.0.13 web3";
+const NODES: [(&str, &str); 2] = [("web1", "10.0.0.11"), ("web2", "10.0.0.12")];
+/// Parts of the corpus that are not of WordPress itself.
+const FOREIGN: &[&str] = &[
+    "wp-config.php",
+    "wordpress-remote-asset-paths",
+    ".default_theme",
+    "wp-content/database",
+    "wp-content/plugins/sqlite-database-integration",
+];
+
+/// A host, and the WordPress on it.
+pub struct Site {
+    pub host: Host,
+    tree: &'static str,
+}
+
+impl Site {
+    /// Runs a command of `site.php` as the web server's user. Returns its answer, if that is JSON.
+    #[track_caller]
+    pub fn site(&self, command: &str, arguments: &[&str]) -> Value {
+        let answer = self.php(command, arguments);
+        serde_json::from_str(&answer).unwrap_or(Value::String(answer))
+    }
+
+    #[track_caller]
+    fn php(&self, command: &str, arguments: &[&str]) -> String {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/wordpress/site.php");
+        let user = "setpriv --reuid=www-data --regid=www-data --init-groups";
+        let arguments = arguments.join(" ");
+        self.host.follow(&format!("{user} php {script} {} {command} {arguments}", self.tree)).stdout
+    }
+}
+
+/// A file in the media library.
+#[derive(Debug, PartialEq)]
+pub struct Media {
+    pub id: u64,
+    pub path: String,
+}
+
+/// Writes to the site by REST.
+#[derive(Clone)]
+pub struct Writer {
+    /// Name and application password.
+    user: String,
+}
+
+impl Writer {
+    #[track_caller]
+    pub fn rest(&self, method: &str, path: &str, options: &[&str]) -> Value {
+        let mut all = vec!["-X", method, "-u", &self.user];
+        all.extend(options);
+        let answer = curl(&all, path);
+        assert!([200, 201].contains(&answer.status), "{method} {path}: {answer:?}");
+        serde_json::from_str(&answer.body).unwrap_or_else(|error| panic!("{error}: {answer:?}"))
+    }
+
+    /// Uploads `picture.png`, whose content ends with `text`.
+    #[track_caller]
+    pub fn upload(&self, text: &str) -> Media {
+        // The smallest PNG, so that WordPress takes it for a picture.
+        const PNG: &[u8] = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x01\0\0\0\x01\x08\0\0\0\0:~\x9bU\
+            \0\0\0\nIDATx\x9cc`\0\0\0\x02\0\x01H\xaf\xa4q\0\0\0\0IEND\xaeB`\x82";
+        let name = format!("/tmp/{}-{}.png", std::process::id(), text.replace(' ', "-"));
+        fs::write(&name, [PNG, text.as_bytes()].concat()).expect("write a picture");
+        let (disposition, data) =
+            ("Content-Disposition: attachment; filename=\"picture.png\"", format!("@{name}"));
+        let options = ["-H", disposition, "-H", "Content-Type: image/png", "--data-binary", &data];
+        let answer = self.rest("POST", "/wp-json/wp/v2/media", &options);
+        fs::remove_file(&name).expect("remove the picture");
+        let url = answer["source_url"].as_str().expect("an address");
+        let path = url.strip_prefix("https://www.example.org").unwrap_or_else(|| panic!("{answer}"));
+        Media { id: answer["id"].as_u64().expect("a number"), path: path.to_owned() }
+    }
+}
+
+pub struct Cluster {
+    pub main: Site,
+    pub nodes: Vec<Site>,
+    writer: Writer,
+}
+
+impl Cluster {
+    /// Follows the page from bare hosts to WordPress on two nodes.
+    #[track_caller]
+    pub fn start(scene: &Scene, versions: &Corpus) -> Self {
+        let host = Host::new(scene, "main", "10.0.0.10", HOSTS);
+        unpack(&versions.a(), &host, TREE);
+        let main = Site { host, tree: TREE };
+        without_mod_php(&main.host);
+        for block in instructions(PAGE, "## 1. The main host") {
+            main.host.follow(&block);
+        }
+        wait_main_up();
+        let form = [
+            "weblog_title=Example",
+            "user_name=editor",
+            "admin_password=correct-horse",
+            "pw_weak=1",
+            "admin_password2=correct-horse",
+            "admin_email=editor@example.org",
+            "language=",
+        ];
+        let options: Vec<&str> = form.iter().flat_map(|field| ["-d", field]).collect();
+        let installed = curl(&options, "/wp-admin/install.php?step=2");
+        assert!(installed.body.contains("Success!"), "{installed:?}");
+        main.php("permalinks", &[]);
+        let user = format!("editor:{}", main.php("password", &[]));
+        let nodes = thread::scope(|scope| {
+            let nodes = NODES.map(|(name, address)| scope.spawn(|| node(scene, &main.host, name, address)));
+            nodes.into_iter().map(|node| node.join().expect("a node")).collect()
+        });
+        let this = Self { main, nodes, writer: Writer { user } };
+        this.wait_everywhere("/", &format!("content=\"WordPress {}\"", this.version()));
+        wait::until("the balancer to use them", || (get("/hello-world/").status == 200).then_some(()));
+        this
+    }
+
+    pub fn writer(&self) -> Writer {
+        self.writer.clone()
+    }
+
+    #[track_caller]
+    pub fn rest(&self, method: &str, path: &str, options: &[&str]) -> Value {
+        self.writer.rest(method, path, options)
+    }
+
+    #[track_caller]
+    pub fn upload(&self, text: &str) -> Media {
+        self.writer.upload(text)
+    }
+
+    /// Asks by way of the balancer. The answer must be 200.
+    #[track_caller]
+    pub fn browse(&self, method: &str, path: &str, options: &[&str]) -> String {
+        let mut all = vec!["-X", method, "-L", "-u", &self.writer.user];
+        all.extend(options);
+        let answer = curl(&all, path);
+        assert_eq!(answer.status, 200, "{method} {path}: {answer:?}");
+        answer.body
+    }
+
+    /// Waits until every node answers this path with a text.
+    #[track_caller]
+    pub fn wait_everywhere(&self, path: &str, text: &str) {
+        for node in &self.nodes {
+            wait::until_ok(&format!("{path} on {}", node.host.name), || {
+                let answer = ask(&node.host, path);
+                let is_there = answer.status == 200 && answer.body.contains(text);
+                if is_there { Ok(()) } else { Err(format!("no {text} in {answer:?}")) }
+            });
+        }
+    }
+
+    pub fn wait_main_up(&self) {
+        wait_main_up();
+    }
+
+    /// Has WordPress' own code replace its files by those of `version`.
+    #[track_caller]
+    pub fn upgrade(&self, version: &Path) {
+        let unpacked = format!("{TREE}/wp-content/upgrade/new");
+        unpack(version, &self.main.host, &format!("{unpacked}/wordpress"));
+        self.main.site("upgrade", &[&unpacked]);
+    }
+
+    /// Version of WordPress in the content tree.
+    #[track_caller]
+    pub fn version(&self) -> String {
+        version_of(&self.main.host.follow(&format!("cat {TREE}/wp-includes/version.php")).stdout)
+    }
+
+    /// Replaces a node by one that is built from nothing.
+    #[track_caller]
+    pub fn rebuild(&mut self, scene: &Scene, name: &str) {
+        let index = self.nodes.iter().position(|node| node.host.name == name).expect("a node");
+        let address = self.nodes.remove(index).host.address.clone();
+        self.main.host.follow(&format!("syncd-origin revoke {name}"));
+        let node = node(scene, &self.main.host, name, &address);
+        self.nodes.insert(index, node);
+    }
+
+    /// Follows "One node more".
+    #[track_caller]
+    pub fn add_third(&mut self, scene: &Scene) {
+        let third = node(scene, &self.main.host, "web3", "10.0.0.13");
+        for block in instructions(PAGE, "## 3. One node more") {
+            self.main.host.follow(&block);
+        }
+        self.nodes.push(third);
+        let media = self.upload("on three");
+        self.wait_everywhere(&media.path, "on three");
+        // The balancer sends visitors there.
+        let log = || self.nodes.last().map(|third| third.host.log("apache2/access.log")).unwrap_or_default();
+        wait::until("a visitor on the third node", || {
+            get("/hello-world/");
+            log().contains("GET /hello-world/ ").then_some(())
+        });
+    }
+
+    #[track_caller]
+    pub fn assert_no_php_errors(&self) {
+        for site in &self.nodes {
+            let log = site.host.log("apache2/error.log");
+            let bad: Vec<_> = log.lines().filter(|line| line.contains("PHP ")).collect();
+            assert!(bad.is_empty(), "{}: {bad:#?}", site.host.name);
+        }
+    }
+}
+
+/// Puts a version of WordPress at a path of a host, for the web server's user.
+#[track_caller]
+fn unpack(version: &Path, host: &Host, to: &str) {
+    let foreign: String = FOREIGN.iter().map(|foreign| format!(" --exclude=/{foreign}")).collect();
+    let version = version.display();
+    host.follow(&format!(
+        "mkdir -p {to}\nrsync -a --chown=www-data:www-data{foreign} {version}/ {to}/\n\
+         chown www-data:www-data {to} $(dirname {to})"
+    ));
+}
+
+/// mod_php is on this machine for other suites.
+#[track_caller]
+fn without_mod_php(host: &Host) {
+    host.follow("a2dismod -q \"php$(phpquery -V)\" mpm_prefork || :");
+}
+
+/// Follows "The nodes" on a host of its own.
+#[track_caller]
+fn node(scene: &Scene, main: &Host, name: &str, address: &str) -> Site {
+    let host = Host::new(scene, name, address, HOSTS);
+    without_mod_php(&host);
+    let token = main.follow("syncd-origin token").stdout.trim().to_owned();
+    for block in instructions(PAGE, "## 2. The nodes") {
+        host.follow(&block.replace("syncd1-...", &token));
+    }
+    let site = Site { host, tree: REPLICA };
+    wait::until_ok(&format!("{name} to serve"), || {
+        let answer = ask(&site.host, "/wp-includes/images/blank.gif");
+        if answer.status == 200 { Ok(()) } else { Err(site.host.try_lines("syncd-agent status").stdout) }
+    });
+    site
+}
+
+fn ask(host: &Host, path: &str) -> Answer {
+    let to = format!("::{}:80", host.address);
+    let options = ["-H", "X-Forwarded-Proto: https", "--connect-to", &to];
+    crate::visitors::curl_plain(&options, path)
+}
+
+fn wait_main_up() {
+    wait::until("WordPress to answer on the main host", || {
+        [200, 302].contains(&get("/wp-login.php").status).then_some(())
+    });
+}
+
+fn version_of(text: &str) -> String {
+    between(text, "$wp_version = '", "'").unwrap_or_else(|| panic!("no version in {text}")).to_owned()
+}
