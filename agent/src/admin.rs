@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::collected::CollectedReport;
 use crate::renew::Keeper;
 use crate::session::Handle;
 use crate::session::worker::{Decision, Verified};
@@ -113,14 +114,20 @@ pub enum Reply {
 }
 
 /// Answers requests until `stop`.
-pub async fn serve(listener: LocalListener, session: Handle, keeper: Arc<Keeper>, stop: CancellationToken) {
+pub async fn serve(
+    listener: LocalListener,
+    session: Handle,
+    keeper: Arc<Keeper>,
+    collected: watch::Receiver<Option<CollectedReport>>,
+    stop: CancellationToken,
+) {
     let mut clients = JoinSet::new();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             Some(_) = clients.join_next() => {}
             client = listener.accept(), if clients.len() < CLIENTS_MAX => match client {
-                Ok(client) => drop(clients.spawn(answer(client, session.clone(), keeper.clone()))),
+                Ok(client) => drop(clients.spawn(answer(client, session.clone(), keeper.clone(), collected.clone()))),
                 Err(error) => {
                     tracing::warn!(%error, "admin socket");
                     tokio::time::sleep(Duration::from_millis(200)).await;
@@ -130,10 +137,16 @@ pub async fn serve(listener: LocalListener, session: Handle, keeper: Arc<Keeper>
     }
 }
 
-async fn answer(mut client: LocalConnection, session: Handle, keeper: Arc<Keeper>) {
+async fn answer(
+    mut client: LocalConnection,
+    session: Handle,
+    keeper: Arc<Keeper>,
+    collected: watch::Receiver<Option<CollectedReport>>,
+) {
     let answered = match client.request::<Request>().await {
         Ok(Request::Status) => {
-            let status = session.status.borrow().clone();
+            let (status, collected) = (session.status.borrow().clone(), collected.borrow().clone());
+            let status = AgentStatus { collected, ..status };
             client.respond(&Reply::Status(Box::new(with_warning(status, keeper).await))).await
         }
         Ok(Request::Verify) => verify(&mut client, &session).await,

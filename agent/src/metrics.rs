@@ -15,11 +15,14 @@ use time::format_description::well_known::Rfc3339;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::collected::CollectedReport;
 use crate::status::AgentStatus;
 
 /// The state that gauges are read from.
 #[derive(Clone)]
 pub struct Sources {
+    /// Collected directories; `None`: there are none.
+    pub collected: watch::Receiver<Option<CollectedReport>>,
     pub status: watch::Receiver<AgentStatus>,
     pub live: watch::Receiver<Option<SignedGeneration>>,
     pub observed: Arc<Observed>,
@@ -115,7 +118,24 @@ pub fn registry(sources: &Sources) -> Registry {
         end,
     );
     sources.observed.register(&mut registry);
+    if let Some(report) = sources.collected.borrow().as_ref() {
+        collected(&mut registry, report);
+    }
     registry
+}
+
+/// Figures of collected directories.
+fn collected(registry: &mut Registry, report: &CollectedReport) {
+    let mut register = |name: &str, help: &str, value: u64| registry.register(name, help, Value::new(value));
+    register(
+        "collected_connected",
+        "1 while all collected directories are in step with the origin",
+        u64::from(report.connected),
+    );
+    register("collected_waiting", "Paths that may have to be sent or placed", report.waiting);
+    register("collected_refused", "Files that rules or quota refuse", report.refused);
+    register("collected_kept_aside", "Files of visitors in ROOT/collected/.incoming", report.kept_aside);
+    register("collected_trouble", "1 while an error lasts", u64::from(report.error.is_some()));
 }
 
 fn state(registry: &mut Registry, status: &AgentStatus) {

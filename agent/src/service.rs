@@ -200,14 +200,15 @@ pub async fn start_with<R: ReplicaWork>(
     if let Some(after) = hooks.after {
         others.spawn(run_after_hook(after, handle.clone(), options.root.clone(), stop.clone()));
     }
-    others.spawn(admin::serve(socket, handle.clone(), keeper.clone(), stop.clone()));
+    let (report, collected) = watch::channel(None);
+    others.spawn(admin::serve(socket, handle.clone(), keeper.clone(), collected.clone(), stop.clone()));
     let certified = keeper.clone();
     if options.follow.is_none() {
         let renewing = stop.clone();
         others.spawn(async move { keeper.serve(renewing).await });
         let owners = Owners::new(options.owner.map(|owner| (owner.uid, owner.gid)));
         let (root, status) = (options.root.clone(), handle.status.clone());
-        others.spawn(collected::serve(root, collected_dialer, owners, status, stop.clone()));
+        others.spawn(collected::serve(root, collected_dialer, owners, status, report, stop.clone()));
     }
     let pages = http::pages(&handle.status);
     if let Some(listener) = for_others {
@@ -220,6 +221,7 @@ pub async fn start_with<R: ReplicaWork>(
             status: handle.status.clone(),
             live: handle.live.clone(),
             observed,
+            collected,
             root: options.root.clone(),
             certificate_end: Arc::new(move || certified.certificate_end()),
         };
@@ -268,6 +270,7 @@ pub(crate) fn about(options: &RunOptions, identity: &AgentIdentity) -> AgentStat
         error: None,
         warning: own_directory::closed(&options.root),
         drift: None,
+        collected: None,
         hook: None,
         check: None,
         label: None,

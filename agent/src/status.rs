@@ -8,6 +8,7 @@ use syncd_shared::{
     AgentState, CheckStatus, HookStatus, NodeStanding, OrderedStanding, Progress, RootHash, TreePath,
 };
 
+use crate::collected::CollectedReport;
 use crate::state::decisions::Refusal;
 use crate::state::swap::Swap;
 
@@ -77,6 +78,9 @@ pub struct AgentStatus {
     pub behind: bool,
     /// Local changes found, until a later tree has none.
     pub drift: Option<Drift>,
+    /// Collected directories; `None`: there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub collected: Option<CollectedReport>,
     /// Options of the running agent that the web server's settings depend on.
     pub settings: Option<RunSettings>,
 }
@@ -243,6 +247,9 @@ impl fmt::Display for AgentStatus {
         if let Some(check) = self.check.as_ref().and_then(CheckStatus::line) {
             write!(f, "\n  check        {check}")?;
         }
+        if let Some(collected) = &self.collected {
+            write!(f, "\n  collected    {collected}")?;
+        }
         for refused in &self.refused {
             write!(f, "\n  refused      {refused}")?;
         }
@@ -334,6 +341,7 @@ pub(crate) mod tests {
             error: None,
             warning: None,
             drift: None,
+            collected: None,
             hook: None,
             check: None,
             label: Some("release".into()),

@@ -1,7 +1,8 @@
 //! `syncd-origin backup DIR`: copies DATA, while the origin serves or not, so that `serve --data DIR` accepts
 //! it.
 //!
-//! The store is copied in one consistent state, then the keys with all revocations. `DIR/keys` gets its name
+//! The store is copied in one consistent state, then the collected directories, then the keys with all
+//! revocations. `DIR/keys` gets its name
 //! last. An interrupted copy is therefore not a data directory, and a complete one has every revocation,
 //! including those made during the copy.
 
@@ -12,6 +13,7 @@ use syncd_runtime::key_file::{self, FileError};
 use syncd_runtime::own_directory::{self, Access, DirectoryError};
 use syncd_shared::marks::{self, Mark};
 
+use crate::collected::{CollectError, Collection};
 use crate::commit::CollectionGate;
 use crate::keys::{Keys, KeysError};
 use crate::overlap::OverlapError;
@@ -49,6 +51,9 @@ pub enum BackupError {
     /// Copying the store failed.
     #[error(transparent)]
     Store(#[from] BackupStoreError),
+    /// Copying the collected directories failed.
+    #[error(transparent)]
+    Collect(#[from] CollectError),
     /// Copying the keys failed.
     #[error(transparent)]
     Keys(#[from] KeysError),
@@ -63,6 +68,7 @@ pub enum BackupError {
 pub fn backup(
     store: &Store,
     keys: &Keys,
+    collected: Option<&Collection>,
     gate: &CollectionGate,
     to: &Path,
     progress: &mut dyn FnMut(u64, u64),
@@ -79,7 +85,7 @@ pub fn backup(
     // Others may have written to it before its mode was corrected.
     refuse_used(to)?;
     let _closed = gate.close();
-    let copied = copy(store, keys, to, progress);
+    let copied = copy(store, keys, collected, to, progress);
     if copied.is_err() {
         clear(to);
     }
@@ -104,10 +110,21 @@ fn refuse_used(to: &Path) -> Result<(), BackupError> {
 fn copy(
     store: &Store,
     keys: &Keys,
+    collected: Option<&Collection>,
     to: &Path,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<(), BackupError> {
-    store.backup(to, progress)?;
+    let (mut done, mut total) = (0, 0);
+    store.backup(to, &mut |bytes, total_bytes| {
+        (done, total) = (bytes, total_bytes);
+        progress(bytes, total_bytes);
+    })?;
+    if let Some(collected) = collected {
+        collected.backup(to, &mut |bytes| {
+            done += bytes;
+            progress(done, total.max(done));
+        })?;
+    }
     keys.copy_to(to)?;
     Ok(key_file::sync_directory(&to.join(".."))?)
 }
@@ -154,7 +171,7 @@ mod tests {
         let base = tempfile::tempdir().unwrap();
         let to = base.path().join("backups/monday");
         let gate = CollectionGate::default();
-        backup(&store, &keys, &gate, &to, &mut |_, _| {}).unwrap();
+        backup(&store, &keys, None, &gate, &to, &mut |_, _| {}).unwrap();
         let (again, copied) = (Keys::open(&to).unwrap(), Arc::new(Store::open(&to).unwrap()));
         assert_eq!(
             (again.verifying_key(), again.host()),
@@ -167,7 +184,7 @@ mod tests {
             [(token_id.as_str(), 3)]
         );
 
-        let refused = |to: &Path| backup(&store, &keys, &gate, to, &mut |_, _| {});
+        let refused = |to: &Path| backup(&store, &keys, None, &gate, to, &mut |_, _| {});
         std::fs::set_permissions(&to, PermissionsExt::from_mode(0o755)).unwrap();
         assert!(matches!(refused(&to), Err(BackupError::NotEmpty { .. })), "an older backup stays");
         assert_eq!(std::fs::metadata(&to).unwrap().permissions().mode() & 0o777, 0o755);

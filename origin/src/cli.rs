@@ -2,6 +2,7 @@
 //! standard error.
 
 mod arguments;
+mod collected;
 mod configuration;
 mod key;
 mod passphrase;
@@ -144,6 +145,10 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
                 RolloutCommand::Abort => (RolloutAction::Abort, Print::default()),
             };
             ask(&data.data, Request::Rollout { action }, print).await
+        }
+        Command::Collected { data, action } => {
+            let (request, print) = action.request()?;
+            ask(&data.data, request, print).await
         }
         Command::Drain(node) => order(node, NodeRequest::Drain).await,
         Command::Undrain(node) => order(node, NodeRequest::Undrain).await,
@@ -297,6 +302,7 @@ async fn serve_until_signal(serve: Serve) -> anyhow::Result<ExitCode> {
         },
     };
     let policies = policies(serve.data.config.as_deref(), serve.rollout.as_deref())?;
+    let collected = collected::directories(serve.data.config.as_deref())?;
     let git = serve.git.options(serve.trigger, serve.mtime).map_err(anyhow::Error::msg)?;
     let standby = serve.standby;
     let options = ServeOptions {
@@ -329,7 +335,7 @@ async fn serve_until_signal(serve: Serve) -> anyhow::Result<ExitCode> {
             bwlimit: serve.publish_bwlimit,
         }),
         purge: serve.purge.map(|command| PurgeOptions { command, sites: serve.purge_site }),
-        collected: Vec::new(),
+        collected,
         admin_group: serve.admin_group,
     };
     telemetry::set_format(serve.log_format);

@@ -47,10 +47,6 @@ mod fleet;
 #[cfg(feature = "testing")]
 pub mod fleet;
 #[cfg(not(feature = "testing"))]
-mod ignore_rules;
-#[cfg(feature = "testing")]
-pub mod ignore_rules;
-#[cfg(not(feature = "testing"))]
 mod keys;
 #[cfg(feature = "testing")]
 pub mod keys;

@@ -25,6 +25,7 @@ pub mod message;
 mod model;
 mod name;
 mod row;
+mod rules;
 pub mod stored;
 
 use std::fmt;
@@ -36,6 +37,7 @@ pub use chain::{Around, Chain, Past, Verdict};
 pub use losers::{Loser, Losers};
 pub use name::{CollectedName, CollectedNameError, NAME_MAX_BYTES};
 pub use row::{Action, Answer, Row};
+pub use rules::{CollectedRules, Ruling};
 
 /// Counts the changes that the origin took in one collected directory. Versions are ordered by it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]

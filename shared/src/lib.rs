@@ -9,7 +9,8 @@
 //! stored content. [`published`] is how a tree lies in an object store. [`wire`] turns messages into these
 //! types and rejects invalid ones. [`limits`] holds every bound shared by encoder and decoder.
 //!
-//! Beside the tree: [`collected`] merges the changes of directories that every node writes to.
+//! Beside the tree: [`ignore_rules`] says what is left out. [`collected`] merges the changes of directories
+//! that every node writes to.
 //! [`format_pages`] reads the pinned examples of docs/formats, for tests of every crate.
 
 pub mod address;
@@ -29,6 +30,7 @@ pub mod hash;
 pub mod head;
 pub mod hook_status;
 pub mod identity;
+pub mod ignore_rules;
 pub mod limits;
 pub mod manifest_cursor;
 pub mod marks;

@@ -154,6 +154,22 @@ impl Apache {
         self
     }
 
+    /// Adds the shipped rules for the collected directory at `path` of the tree.
+    pub fn with_collected(self, path: &str) -> Self {
+        let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging/apache");
+        for name in ["syncd-collected.conf", "syncd-collected-rules.conf"] {
+            let text = fs::read_to_string(shipped.join(name)).expect("read the shipped rules");
+            let text = text.replace("/var/lib/syncd/agent", &self.replica.display().to_string());
+            let text = text.replace("wp-content/uploads", path);
+            let text = text.replace("conf-available", &self.directory.display().to_string());
+            fs::write(self.directory.join(name), text).expect("write the rules");
+        }
+        let text = fs::read_to_string(self.configuration()).expect("read httpd.conf");
+        let include = format!("Include {}/syncd-collected.conf\n", self.directory.display());
+        fs::write(self.configuration(), format!("{text}{include}")).expect("write httpd.conf");
+        self
+    }
+
     /// Starts Apache and waits until it answers.
     #[track_caller]
     pub fn start(&mut self) {

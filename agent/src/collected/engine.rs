@@ -3,9 +3,7 @@
 //! Each turn looks at some of the paths that may have changed, makes what it learned durable, and only then
 //! sends. A path whose change is unanswered is left alone until the answer.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs::File;
-use std::io::Write;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -13,33 +11,36 @@ use syncd_proto::v1;
 use syncd_proto::v1::collected_client::CollectedClient;
 use syncd_proto::v1::collected_down::Message as Down;
 use syncd_proto::v1::collected_up::Message as Up;
-use syncd_proto::v1::collected_upload::Message as UploadMessage;
 use syncd_shared::TreePath;
 use syncd_shared::collected::message::{Decision, MessageError, path};
-use syncd_shared::collected::{Action, Change, CollectedName, FileState, State, Version};
+use syncd_shared::collected::{Action, Change, CollectedName, CollectedRules, Ruling, State, Version};
 use syncd_shared::text::error_chain;
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tonic::transport::Channel;
 
-use super::error::CollectedError;
-use super::files::{Files, Found, Placed, next_piece};
+use super::error::{AGAIN, CollectedError};
+use super::files::{Files, Found, Placed};
 use super::journal::{Journal, Known, Position};
+use super::report::CollectedReport;
+use super::transfer::{download, upload};
 use super::watch::Watch;
 
 /// Paths looked at in one turn.
 const TURN: usize = 64;
 /// Changes that may be unanswered.
 const UNANSWERED_MAX: usize = 128;
-/// Pause before a path is looked at again after a failure, or because it is not settled.
-const AGAIN: Duration = Duration::from_millis(500);
 /// Everything is looked at again this often, for what the watch missed.
 const WALK_EVERY: Duration = Duration::from_secs(60 * 60);
-const PIECE_BYTES: usize = 64 * 1024;
+/// Shortest time between two reports.
+const REPORT_EVERY: Duration = Duration::from_millis(250);
+const DENIED: &str = "the rule deny of this directory";
 
 type Key = (CollectedName, TreePath);
 
 pub(super) enum Event {
+    /// A file was closed after it was written, or moved here.
+    Settled(CollectedName, TreePath),
     /// A path may have changed.
     Changed(CollectedName, TreePath),
     /// A path and everything below it may have changed.
@@ -61,12 +62,34 @@ pub(super) struct Link {
 /// Opens the collected directories that exist.
 pub(super) type Open = Box<dyn Fn() -> Result<Vec<(CollectedName, Files)>, CollectedError> + Send>;
 
-pub(super) struct Engine {
+/// A local file that is not collected. It is tried again in the next session, and with the hourly walk.
+struct Refusal {
+    /// The state that the origin refused; `None`: whatever stands there.
+    state: Option<State>,
+    reason: String,
+}
+
+/// The surroundings of an engine.
+pub(super) struct Parts {
     pub runtime: Handle,
     pub journal: Journal,
     pub watch: Watch,
     pub open: Open,
-    pub directories: BTreeMap<CollectedName, Files>,
+    pub report: watch::Sender<Option<CollectedReport>>,
+}
+
+pub(super) struct Engine {
+    parts: Parts,
+    directories: BTreeMap<CollectedName, Files>,
+    /// Rules of the directories, from the newest session.
+    rules: BTreeMap<CollectedName, CollectedRules>,
+    refused: BTreeMap<Key, Refusal>,
+    /// Files that were reported as closed, and not read since.
+    settled: HashSet<Key>,
+    kept_aside: u64,
+    /// The last error, until nothing is waiting to be tried again.
+    trouble: Option<String>,
+    report_due: Instant,
     /// Directories whose versions are all known in this session.
     caught_up: BTreeSet<CollectedName>,
     link: Option<Link>,
@@ -84,12 +107,15 @@ pub(super) struct Engine {
 }
 
 impl Engine {
-    pub fn new(runtime: Handle, journal: Journal, watch: Watch, open: Open) -> Self {
+    pub fn new(parts: Parts) -> Self {
         Self {
-            runtime,
-            journal,
-            watch,
-            open,
+            parts,
+            rules: BTreeMap::new(),
+            refused: BTreeMap::new(),
+            settled: HashSet::new(),
+            kept_aside: 0,
+            trouble: None,
+            report_due: Instant::now(),
             directories: BTreeMap::new(),
             caught_up: BTreeSet::new(),
             link: None,
@@ -107,7 +133,7 @@ impl Engine {
 
     /// Runs until [`Event::Stop`], or until nobody sends events. Blocks.
     pub fn run(mut self, mut events: mpsc::Receiver<Event>) {
-        let runtime = self.runtime.clone();
+        let runtime = self.parts.runtime.clone();
         loop {
             let wait = self.wait();
             let first = runtime.block_on(async { tokio::time::timeout(wait, events.recv()).await });
@@ -123,13 +149,55 @@ impl Engine {
                 }
                 if let Err(error) = self.take(event) {
                     tracing::warn!(error = error_chain(&error), "a collected directory");
+                    self.mend(&error);
                 }
             }
             if let Err(error) = self.turn() {
                 tracing::warn!(error = error_chain(&error), "collected directories wait");
+                self.mend(&error);
                 std::thread::sleep(AGAIN);
             }
+            self.report();
         }
+    }
+
+    /// Goes on with an empty journal if the error says that it is damaged.
+    fn mend(&mut self, error: &CollectedError) {
+        self.trouble = Some(error_chain(error));
+        if !error.is_damage() {
+            return;
+        }
+        if let Err(error) = self.parts.journal.replace(error) {
+            tracing::error!(error = error_chain(&error), "the damaged journal is still there");
+        }
+        self.rows.clear();
+        self.positions.clear();
+        // The next session begins without a position.
+        self.disconnect();
+    }
+
+    fn report(&mut self) {
+        let now = Instant::now();
+        if now < self.report_due {
+            return;
+        }
+        self.report_due = now + REPORT_EVERY;
+        let waiting = self.waiting.len() + self.again.len() + self.unanswered.len();
+        let first = self.refused.iter().next();
+        let report = CollectedReport {
+            directories: self.directories.keys().map(ToString::to_string).collect(),
+            connected: self.link.is_some() && self.caught_up.len() == self.directories.len(),
+            waiting: waiting as u64,
+            refused: self.refused.len() as u64,
+            first_refused: first.map(|((name, path), refusal)| format!("{name}/{path}: {}", refusal.reason)),
+            kept_aside: self.kept_aside,
+            error: self.trouble.clone(),
+        };
+        self.parts.report.send_if_modified(|last| {
+            let is_new = last.as_ref() != Some(&report);
+            *last = Some(report);
+            is_new
+        });
     }
 
     /// Time until there is something to do without an event.
@@ -137,7 +205,9 @@ impl Engine {
         if !self.waiting.is_empty() && self.may_look() {
             return Duration::ZERO;
         }
-        let due = self.again.values().min().copied().unwrap_or(self.walk_due).min(self.walk_due);
+        let due = self.again.values().copied().min().unwrap_or(self.walk_due).min(self.walk_due);
+        // The last report may have been skipped.
+        let due = if Instant::now() < self.report_due { due.min(self.report_due) } else { due };
         due.saturating_duration_since(Instant::now())
     }
 
@@ -147,6 +217,11 @@ impl Engine {
 
     fn take(&mut self, event: Event) -> Result<(), CollectedError> {
         match event {
+            Event::Settled(name, path) => {
+                self.settled.insert((name.clone(), path.clone()));
+                self.waiting.insert((name, path));
+                Ok(())
+            }
             Event::Changed(name, path) => {
                 self.waiting.insert((name, path));
                 Ok(())
@@ -180,7 +255,8 @@ impl Engine {
     }
 
     fn open_all(&mut self) -> Result<(), CollectedError> {
-        for (name, files) in (self.open)()? {
+        for (name, files) in (self.parts.open)()? {
+            self.kept_aside = files.kept_aside()?;
             self.directories.entry(name).or_insert(files);
         }
         Ok(())
@@ -201,6 +277,7 @@ impl Engine {
     /// Looks at all files and all rows again.
     fn look_everywhere(&mut self) -> Result<(), CollectedError> {
         self.walk_due = Instant::now() + WALK_EVERY;
+        self.refused.clear();
         self.open_all()?;
         let names: Vec<CollectedName> = self.directories.keys().cloned().collect();
         for name in names {
@@ -211,7 +288,7 @@ impl Engine {
 
     fn look_at_directory(&mut self, name: &CollectedName) -> Result<(), CollectedError> {
         self.look_below(name, &TreePath::root())?;
-        let paths = self.journal.paths(name)?;
+        let paths = self.parts.journal.paths(name)?;
         self.waiting.extend(paths.into_iter().map(|path| (name.clone(), path)));
         Ok(())
     }
@@ -225,7 +302,7 @@ impl Engine {
         let mut directories = vec![below.clone()];
         while let Some(directory) = directories.pop() {
             // Before it is listed, so that nothing is missed.
-            self.watch.add(name, &directory).map_err(CollectedError::Watch)?;
+            self.parts.watch.add(name, &directory).map_err(CollectedError::Watch)?;
             for (child, is_directory) in files.names(&directory)? {
                 if is_directory {
                     directories.push(child.clone());
@@ -237,18 +314,21 @@ impl Engine {
     }
 
     fn position(&self, name: &CollectedName) -> Result<Position, CollectedError> {
-        self.positions.get(name).cloned().map_or_else(|| self.journal.position(name), Ok)
+        self.positions.get(name).cloned().map_or_else(|| self.parts.journal.position(name), Ok)
     }
 
     fn known(&self, key: &Key) -> Result<Known, CollectedError> {
-        self.rows.get(key).cloned().map_or_else(|| self.journal.get(&key.0, &key.1), Ok)
+        self.rows.get(key).cloned().map_or_else(|| self.parts.journal.get(&key.0, &key.1), Ok)
     }
 
     fn receive(&mut self, message: Down) -> Result<(), CollectedError> {
         match message {
             Down::Welcome(welcome) => {
                 for directory in welcome.directories {
-                    self.begin_line(name(&directory.name)?, directory.line.to_vec())?;
+                    let name = name(&directory.name)?;
+                    let rules = CollectedRules::new(&directory.ignore, &directory.deny)?;
+                    self.rules.insert(name.clone(), rules);
+                    self.begin_line(name, directory.line.to_vec())?;
                 }
                 Ok(())
             }
@@ -272,7 +352,7 @@ impl Engine {
         }
         let position = Position { after: 0, line };
         self.rows.retain(|(directory, _), _| *directory != name);
-        self.journal.clear(&name, &position)?;
+        self.parts.journal.clear(&name, &position)?;
         self.positions.insert(name, position);
         Ok(())
     }
@@ -290,7 +370,7 @@ impl Engine {
 
     /// All versions are known: what was sent before and is not among them was not taken.
     fn catch_up(&mut self, directory: CollectedName) -> Result<(), CollectedError> {
-        for path in self.journal.paths(&directory)? {
+        for path in self.parts.journal.paths(&directory)? {
             let key = (directory.clone(), path);
             let mut known = self.known(&key)?;
             if known.row.sent().is_some() {
@@ -298,6 +378,7 @@ impl Engine {
                 self.rows.insert(key, known);
             }
         }
+        self.refused.retain(|(name, _), _| *name != directory);
         self.caught_up.insert(directory.clone());
         self.look_at_directory(&directory)
     }
@@ -312,15 +393,14 @@ impl Engine {
                     return Ok(());
                 }
                 Err(error) => {
-                    tracing::debug!(path = %key.1, error = error_chain(&error), "a content was not uploaded");
                     known.row.caught_up();
-                    self.again.insert(key.clone(), Instant::now() + AGAIN);
+                    self.fail(key.clone(), &error);
                 }
             },
             Decision::Refused { reason } => {
                 tracing::error!(directory = %key.0, path = %key.1, reason, "refused by the origin: it stays on this node");
                 known.row.caught_up();
-                known.refused = Some(change.state);
+                self.refused.insert(key.clone(), Refusal { state: Some(change.state), reason });
             }
             Decision::Answered(answer) => {
                 known.row.answered(&answer);
@@ -354,18 +434,48 @@ impl Engine {
             if self.busy.contains(&key) {
                 continue;
             }
-            if let Err(error) = self.look(&key) {
-                tracing::debug!(path = %key.1, error = error_chain(&error), "a path is looked at again");
-                self.again.insert(key, Instant::now() + AGAIN);
+            match self.look(&key) {
+                Err(error) if error.is_damage() => return Err(error),
+                Err(error) => self.fail(key, &error),
+                Ok(()) => {}
             }
         }
+        if self.again.is_empty() {
+            self.trouble = None;
+        }
         self.flush()
+    }
+
+    /// Has a path looked at again after an error.
+    fn fail(&mut self, key: Key, error: &CollectedError) {
+        let error_text = error_chain(error);
+        tracing::debug!(path = %key.1, error = error_text, "a path is looked at again");
+        self.trouble = Some(error_text);
+        self.again.insert(key, Instant::now() + error.pause());
+    }
+
+    /// Whether the rules take a path. Reports a file that they deny.
+    fn is_taken(&mut self, key: &Key, files_is_directory: Option<bool>) -> bool {
+        // Every path is looked at again once the rules are known.
+        let Some(rules) = self.rules.get(&key.0) else { return false };
+        match (rules.ruling(&key.1, files_is_directory == Some(true)), files_is_directory) {
+            (Ruling::Taken, _) => return true,
+            (Ruling::Ignored, _) => {}
+            (Ruling::Denied, None) => drop(self.refused.remove(key)),
+            (Ruling::Denied, Some(_)) => {
+                let refusal = Refusal { state: None, reason: DENIED.to_owned() };
+                if self.refused.insert(key.clone(), refusal).is_none() {
+                    tracing::error!(directory = %key.0, path = %key.1, "denied by the rules: it stays on this node");
+                }
+            }
+        }
+        false
     }
 
     /// Rows before messages.
     fn flush(&mut self) -> Result<(), CollectedError> {
         if !self.rows.is_empty() || !self.positions.is_empty() {
-            self.journal.put(&self.rows, &self.positions)?;
+            self.parts.journal.put(&self.rows, &self.positions)?;
             self.rows.clear();
             self.positions.clear();
         }
@@ -373,7 +483,7 @@ impl Engine {
         for message in self.outgoing.drain(..) {
             let message = v1::CollectedUp { message: Some(message) };
             // The end of the stream is reported as an event.
-            if self.runtime.block_on(link.messages.send(message)).is_err() {
+            if self.parts.runtime.block_on(link.messages.send(message)).is_err() {
                 break;
             }
         }
@@ -382,9 +492,15 @@ impl Engine {
 
     /// Looks at one path, and does the next step there.
     fn look(&mut self, key: &Key) -> Result<(), CollectedError> {
+        let Some(files) = self.directories.get(&key.0) else { return Ok(()) };
+        let is_directory = files.is_directory(&key.1)?;
+        let is_closed = self.settled.remove(key);
+        if !self.is_taken(key, is_directory) {
+            return Ok(());
+        }
         let before = self.known(key)?;
         let Some(files) = self.directories.get(&key.0) else { return Ok(()) };
-        let (local, mark) = match files.state(&key.1, before.seen.as_ref())? {
+        let (local, mark) = match files.state(&key.1, before.seen.as_ref(), is_closed)? {
             (Found::State(local), mark) => (local, mark),
             (Found::Moving, _) => {
                 self.again.insert(key.clone(), Instant::now() + AGAIN);
@@ -392,17 +508,18 @@ impl Engine {
             }
             (Found::Untaken, _) => return Ok(()),
         };
-        if before.refused == Some(local) {
+        if self.refused.get(key).is_some_and(|refusal| refusal.state == Some(local)) {
             return Ok(());
         }
+        self.refused.remove(key);
         // A directory that was moved away reports nothing of what is in it.
         let was_directory =
             before.row.base().is_some_and(|base| matches!(base.state, State::Directory { .. }));
         if was_directory && !matches!(local, State::Directory { .. }) {
-            let below = self.journal.paths_below(&key.0, &key.1)?;
+            let below = self.parts.journal.paths_below(&key.0, &key.1)?;
             self.waiting.extend(below.into_iter().map(|path| (key.0.clone(), path)));
         }
-        let mut known = Known { seen: mark.map(|mark| (mark, local)), refused: None, ..before.clone() };
+        let mut known = Known { seen: mark.map(|mark| (mark, local)), ..before.clone() };
         match known.row.next(&local) {
             Action::Nothing => {}
             Action::Record(version) => known.row.stands_at(version),
@@ -431,10 +548,12 @@ impl Engine {
     ) -> Result<(), CollectedError> {
         // Looked at again once there is a connection.
         let Some(link) = &self.link else { return Ok(()) };
-        let (client, runtime, name) = (link.client.clone(), self.runtime.clone(), key.0.clone());
-        let fetch =
-            move |file: &FileState, to: &mut File| runtime.block_on(download(client, &name, file, to));
+        let (client, runtime, name) = (link.client.clone(), &self.parts.runtime, &key.0);
+        let fetch = move |file: &_, to: &mut _| download(runtime, client, name, file, to);
         let Some(files) = self.directories.get_mut(&key.0) else { return Ok(()) };
+        if let State::File(file) = &version.state {
+            files.check_room(file.size)?;
+        }
         match files.place(&key.1, local, &version.state, fetch)? {
             Placed::Done => {
                 known.row.stands_at(version);
@@ -448,6 +567,7 @@ impl Engine {
                 }
             }
             Placed::Changed => {
+                self.kept_aside = files.kept_aside()?;
                 self.again.insert(key.clone(), Instant::now() + AGAIN);
             }
             Placed::Obstructed => {}
@@ -463,34 +583,12 @@ impl Engine {
             return Err(CollectedError::Disconnected);
         };
         let mut opened = files.open_file(&key.1)?.ok_or(CollectedError::Content)?;
-        let (pieces, queue) = mpsc::channel(4);
-        let mut client = link.client.clone();
-        let queue = tokio_stream::wrappers::ReceiverStream::new(queue);
-        let answer = self.runtime.spawn(async move { client.upload(queue).await });
-        let send = |message| {
-            let message = v1::CollectedUpload { message: Some(message) };
-            self.runtime.block_on(pieces.send(message)).is_ok()
-        };
-        let mut goes_on = send(UploadMessage::Content(wanted(&key.0, file)));
-        let mut buffer = vec![0; PIECE_BYTES];
-        while goes_on {
-            let read = next_piece(&mut opened, &mut buffer)?;
-            let Some(piece) = buffer.get(..read).filter(|piece| !piece.is_empty()) else { break };
-            goes_on = send(UploadMessage::Piece(Bytes::copy_from_slice(piece)));
-        }
-        drop(pieces);
-        self.runtime.block_on(answer).map_err(|_| CollectedError::Disconnected)??;
-        Ok(())
+        upload(&self.parts.runtime, link.client.clone(), &key.0, file, &mut opened)
     }
 }
 
 fn name(text: &str) -> Result<CollectedName, CollectedError> {
     text.parse().map_err(|_| MessageError::Field { field: "directory" }.into())
-}
-
-fn wanted(name: &CollectedName, file: &FileState) -> v1::CollectedContent {
-    let content = Bytes::copy_from_slice(file.content.as_bytes());
-    v1::CollectedContent { directory: name.to_string(), content, size: file.size }
 }
 
 fn message(id: u64, (name, path): &Key, change: &Change) -> Up {
@@ -501,20 +599,4 @@ fn message(id: u64, (name, path): &Key, change: &Change) -> Up {
         base: change.base.get(),
         state: Some(change.state.to_message()),
     })
-}
-
-/// Receives a content, at most the announced bytes. The caller checks its hash.
-async fn download(
-    mut client: CollectedClient<Channel>,
-    name: &CollectedName,
-    file: &FileState,
-    to: &mut File,
-) -> Result<(), CollectedError> {
-    let mut pieces = client.download(wanted(name, file)).await?.into_inner();
-    let mut left = file.size;
-    while let Some(v1::CollectedPiece { piece }) = pieces.message().await? {
-        left = left.checked_sub(piece.len() as u64).ok_or(CollectedError::Content)?;
-        to.write_all(&piece).map_err(CollectedError::Read)?;
-    }
-    if left == 0 { Ok(()) } else { Err(CollectedError::Content) }
 }

@@ -20,6 +20,16 @@ use crate::state::hashing::hash_file;
 /// A file that changed less than this ago may change again within the resolution of its times.
 const RACY_SECONDS: i64 = 2;
 
+/// A file that changed less than this ago, and was not reported as closed, may have a writer.
+const SETTLED_SECONDS: i64 = 2;
+
+const SETUID_SETGID: u32 = 0o6000;
+
+/// Share of the file system that collected files leave to the next generation, at most
+/// [`RESERVE_MAX_BYTES`].
+const RESERVE_SHARE: u64 = 16;
+const RESERVE_MAX_BYTES: u64 = 1024 * 1024 * 1024;
+
 /// Names of versions that arrive, and of files that may be a visitor's.
 const NEW: &str = "new-";
 const OUT: &str = "out-";
@@ -28,9 +38,9 @@ const OUT: &str = "out-";
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Found {
     State(State),
-    /// A symlink, device, socket, or fifo.
+    /// A symlink, device, socket, fifo, or a setuid file.
     Untaken,
-    /// A file that changed while it was read.
+    /// A file that changed while it was read, or a moment ago.
     Moving,
 }
 
@@ -70,22 +80,55 @@ impl Files {
         }
     }
 
-    /// Reads the state of a path. `seen` saves reading a file that has not changed since. Returns the
-    /// fingerprint if it may be trusted from now on.
+    /// Whether the entry at a path is a directory; `None`: there is none.
+    pub fn is_directory(&self, path: &TreePath) -> Result<Option<bool>, CollectedError> {
+        let Some((dir, name)) = self.parent(path)? else { return Ok(None) };
+        Ok(dir.stat(name.as_bytes())?.map(|stat| stat.kind == FileType::Directory))
+    }
+
+    /// Fails if a file of `bytes` bytes would take room that the next generation may need.
+    pub fn check_room(&self, bytes: u64) -> Result<(), CollectedError> {
+        let space = self.incoming.space()?;
+        let reserve = (space.total_bytes / RESERVE_SHARE).min(RESERVE_MAX_BYTES);
+        match space.free_bytes.saturating_sub(reserve) {
+            available_bytes if available_bytes < bytes => {
+                Err(CollectedError::NoSpace { wanted_bytes: bytes, available_bytes })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Number of files in `.incoming` that may be a visitor's.
+    pub fn kept_aside(&self) -> Result<u64, CollectedError> {
+        let listed = self.incoming.list()?;
+        Ok(listed.iter().filter(|listed| listed.name.starts_with(OUT.as_bytes())).count() as u64)
+    }
+
+    /// Reads the state of a path. `seen` saves reading a file that has not changed since. `is_closed`: a file
+    /// was reported as closed, so that its age does not matter. Returns the fingerprint if it may be trusted
+    /// from now on.
     pub fn state(
         &self,
         path: &TreePath,
         seen: Option<&(Fingerprint, State)>,
+        is_closed: bool,
     ) -> Result<(Found, Option<Fingerprint>), CollectedError> {
         let absent = (Found::State(State::Absent), None);
         let Some((dir, name)) = self.parent(path)? else { return Ok(absent) };
         let Some(stat) = dir.stat(name.as_bytes())? else { return Ok(absent) };
         match stat.kind {
             FileType::Directory => Ok((Found::State(State::Directory { mode: mode(&stat) }), None)),
+            // A program that runs as its owner does not travel.
+            FileType::RegularFile if stat.mode & SETUID_SETGID != 0 => Ok((Found::Untaken, None)),
             FileType::RegularFile => {
                 let mark = fingerprint(&stat);
                 if let Some((_, state)) = seen.filter(|(seen, _)| *seen == mark) {
                     return Ok((Found::State(*state), Some(mark)));
+                }
+                // The clock may have been set back.
+                let age = now().seconds.saturating_sub(stat.ctime.seconds);
+                if !is_closed && (0..SETTLED_SECONDS).contains(&age) {
+                    return Ok((Found::Moving, None));
                 }
                 match dir.open_file(name.as_bytes()) {
                     Ok(file) => read_state(&file, &stat),

@@ -1,20 +1,23 @@
 //! The journal: what this node knows of each path, in a database of its own.
 //!
-//! Losing it loses no file. Without it the node removes nothing, and offers everything that it has.
+//! Losing it loses no file. Without it the node removes nothing, and offers everything that it has. A damaged
+//! journal is therefore replaced by an empty one.
 
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 use redb::{Database, Durability, ReadableDatabase, TableDefinition};
 use syncd_shared::TreePath;
 use syncd_shared::collected::stored::{put_state, take_state, with_checksum, without_checksum};
 use syncd_shared::collected::{CollectedName, Row, State};
+use syncd_shared::text::error_chain;
 
 use super::error::CollectedError;
+use crate::state::disk::Dir;
 
 const CACHE_BYTES: usize = 8 * 1024 * 1024;
 
-/// Directory and path -> u16 length, row; u8 flags: 1 seen, 2 refused; fingerprint and state seen; state
-/// refused.
+/// Directory and path -> u16 length, row; u8: 1 if a fingerprint and the state seen follow.
 const ROWS: TableDefinition<'_, (&str, &[u8]), &[u8]> = TableDefinition::new("rows");
 /// Directory -> newest version received, line of the origin's numbers.
 const POSITIONS: TableDefinition<'_, &str, (u64, &[u8])> = TableDefinition::new("positions");
@@ -29,8 +32,6 @@ pub(crate) struct Known {
     pub row: Row,
     /// The state that was read from the file with this fingerprint.
     pub seen: Option<(Fingerprint, State)>,
-    /// A local state that the origin refused. It stays on this node until it changes.
-    pub refused: Option<State>,
 }
 
 impl Known {
@@ -38,12 +39,11 @@ impl Known {
         let row = self.row.encode();
         let mut out = (row.len() as u16).to_le_bytes().to_vec();
         out.extend_from_slice(&row);
-        out.push(u8::from(self.seen.is_some()) | u8::from(self.refused.is_some()) << 1);
+        out.push(u8::from(self.seen.is_some()));
         if let Some((fingerprint, state)) = &self.seen {
             out.extend_from_slice(fingerprint);
             put_state(&mut out, state);
         }
-        self.refused.iter().for_each(|state| put_state(&mut out, state));
         out
     }
 
@@ -51,16 +51,14 @@ impl Known {
         let (length, rest) = bytes.split_first_chunk()?;
         let (row, rest) = rest.split_at_checked(usize::from(u16::from_le_bytes(*length)))?;
         let (flags, rest) = rest.split_first()?;
-        let (seen, rest) = match flags & 1 {
-            0 => (None, rest),
+        let seen = match flags {
+            0 => None,
             _ => {
                 let (fingerprint, rest) = rest.split_first_chunk()?;
-                let (state, rest) = take_state(rest).ok()?;
-                (Some((*fingerprint, state)), rest)
+                Some((*fingerprint, take_state(rest).ok()?.0))
             }
         };
-        let refused = if flags & 2 == 0 { None } else { Some(take_state(rest).ok()?.0) };
-        Some(Self { row: Row::decode(row).ok()?, seen, refused })
+        Some(Self { row: Row::decode(row).ok()?, seen })
     }
 }
 
@@ -81,17 +79,43 @@ pub(crate) struct Position {
 
 pub(crate) struct Journal {
     database: Database,
+    path: PathBuf,
 }
 
 impl Journal {
-    /// Opens the journal. An unreadable one is replaced by an empty one: no file is lost by that.
+    /// Opens or creates the journal. A damaged one is replaced.
     pub fn open(path: &Path) -> Result<Self, CollectedError> {
+        match Self::open_sound(path) {
+            Err(error) if error.is_damage() => Self::begin_anew(path, &error),
+            opened => opened,
+        }
+    }
+
+    /// Replaces the journal, which turned out to be damaged, by an empty one.
+    pub fn replace(&mut self, damage: &CollectedError) -> Result<(), CollectedError> {
+        *self = Self::begin_anew(&self.path, damage)?;
+        Ok(())
+    }
+
+    fn begin_anew(path: &Path, damage: &CollectedError) -> Result<Self, CollectedError> {
+        tracing::error!(
+            path = %path.display(),
+            error = error_chain(damage),
+            "the journal of collected directories is replaced: this node removes nothing, and offers what it has"
+        );
+        if let (Some(parent), Some(name)) = (path.parent(), path.file_name()) {
+            Dir::open_path(parent)?.unlink(name.as_bytes())?;
+        }
+        Self::open_sound(path)
+    }
+
+    fn open_sound(path: &Path) -> Result<Self, CollectedError> {
         let database = redb::Builder::new().set_cache_size(CACHE_BYTES).create(path).map_err(failed)?;
         let transaction = database.begin_write().map_err(failed)?;
         transaction.open_table(ROWS).map_err(failed)?;
         transaction.open_table(POSITIONS).map_err(failed)?;
         transaction.commit().map_err(failed)?;
-        Ok(Self { database })
+        Ok(Self { database, path: path.to_owned() })
     }
 
     pub fn get(&self, name: &CollectedName, path: &TreePath) -> Result<Known, CollectedError> {
@@ -198,7 +222,6 @@ mod tests {
         let known = Known {
             row: Row::from_parts(Some(version), None, Some(State::Absent)),
             seen: Some(([7; FINGERPRINT_BYTES], state)),
-            refused: Some(state),
         };
         let position = Position { after: 3, line: vec![1, 2] };
         let rows =
@@ -212,5 +235,21 @@ mod tests {
         journal.clear(&uploads, &Position::default()).unwrap();
         assert_eq!(journal.get(&uploads, &at).unwrap(), Known::default());
         assert_eq!(journal.get(&other, &at).unwrap(), known);
+    }
+
+    #[test]
+    fn a_damaged_journal_is_replaced_by_an_empty_one() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("journal.redb");
+        let name: CollectedName = "uploads".parse().unwrap();
+        let position = Position { after: 3, line: vec![1, 2] };
+        for damage in [&b"not a database"[..], &[0; 8192]] {
+            let journal = Journal::open(&path).unwrap();
+            journal.put([], [(&name, &position)]).unwrap();
+            drop(journal);
+            std::fs::write(&path, damage).unwrap();
+            let journal = Journal::open(&path).unwrap();
+            assert_eq!(journal.position(&name).unwrap(), Position::default());
+        }
     }
 }

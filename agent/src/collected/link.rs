@@ -14,10 +14,11 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
-use super::engine::{Engine, Event, Link};
+use super::engine::{Engine, Event, Link, Parts};
 use super::error::CollectedError;
 use super::files::Files;
 use super::journal::Journal;
+use super::report::CollectedReport;
 use super::watch::Watch;
 use crate::backoff::Backoff;
 use crate::dialer::Dialer;
@@ -38,6 +39,7 @@ pub async fn serve(
     dialer: Dialer,
     owners: Owners,
     mut status: watch::Receiver<AgentStatus>,
+    report: watch::Sender<Option<CollectedReport>>,
     stop: CancellationToken,
 ) {
     let known = loop {
@@ -53,15 +55,13 @@ pub async fn serve(
         }
     };
     let (events, queue) = mpsc::channel(EVENTS);
-    let (runtime, own, watching) = (Handle::current(), events.clone(), stop.clone());
-    let directory = root.clone();
-    let engine =
-        tokio::task::spawn_blocking(move || match engine(&directory, runtime, owners, own, watching) {
-            Ok(engine) => engine.run(queue),
-            Err(error) => {
-                tracing::error!(error = error_chain(&error), "collected directories are not served");
-            }
-        });
+    let opening = Opening { root: root.clone(), owners, events: events.clone(), report, stop: stop.clone() };
+    let runtime = Handle::current();
+    let engine = tokio::task::spawn_blocking(move || {
+        if let Some(engine) = opening.until_opened(&runtime) {
+            engine.run(queue);
+        }
+    });
     tokio::select! {
         () = connect(dialer, &events) => {}
         () = notice(&root, known, status, &events) => {}
@@ -71,27 +71,53 @@ pub async fn serve(
     let _ = engine.await;
 }
 
-fn engine(
-    root: &Path,
-    runtime: Handle,
+/// Opens an engine.
+struct Opening {
+    root: PathBuf,
     owners: Owners,
     events: mpsc::Sender<Event>,
+    report: watch::Sender<Option<CollectedReport>>,
     stop: CancellationToken,
-) -> Result<Engine, CollectedError> {
-    let journal = Journal::open(&root.join("state/collected.redb"))?;
-    let watch = Watch::start(&root.join("collected"), events, stop).map_err(CollectedError::Watch)?;
-    let parent = Dir::open_path(&root.join("collected"))?;
-    Files::tidy(&parent.ensure_dir(INCOMING, 0o700)?)?;
-    let at = root.to_owned();
-    let open = move || {
-        let mut opened = Vec::new();
-        for name in existing(&at)? {
-            let (dir, incoming) = (parent.open_dir(name.as_bytes())?, parent.open_dir(INCOMING)?);
-            opened.push((name, Files::open(dir, incoming, owners)?));
+}
+
+impl Opening {
+    /// Tries until it works. `None`: the agent stops. Blocks.
+    fn until_opened(&self, runtime: &Handle) -> Option<Engine> {
+        while !self.stop.is_cancelled() {
+            match self.open(runtime.clone()) {
+                Ok(engine) => return Some(engine),
+                Err(error) => {
+                    let error = error_chain(&error);
+                    tracing::error!(error, "collected directories are not served");
+                    self.report
+                        .send_replace(Some(CollectedReport { error: Some(error), ..Default::default() }));
+                }
+            }
+            let pause = async { tokio::time::timeout(LONGEST_PAUSE, self.stop.cancelled()).await };
+            let _ = runtime.block_on(pause);
         }
-        Ok(opened)
-    };
-    Ok(Engine::new(runtime, journal, watch, Box::new(open)))
+        None
+    }
+
+    fn open(&self, runtime: Handle) -> Result<Engine, CollectedError> {
+        let root = &self.root;
+        let journal = Journal::open(&root.join("state/collected.redb"))?;
+        let watch = Watch::start(&root.join("collected"), self.events.clone(), self.stop.clone());
+        let watch = watch.map_err(CollectedError::Watch)?;
+        let parent = Dir::open_path(&root.join("collected"))?;
+        Files::tidy(&parent.ensure_dir(INCOMING, 0o700)?)?;
+        let (at, owners) = (root.clone(), self.owners);
+        let open = move || {
+            let mut opened = Vec::new();
+            for name in existing(&at)? {
+                let (dir, incoming) = (parent.open_dir(name.as_bytes())?, parent.open_dir(INCOMING)?);
+                opened.push((name, Files::open(dir, incoming, owners)?));
+            }
+            Ok(opened)
+        };
+        let report = self.report.clone();
+        Ok(Engine::new(Parts { runtime, journal, watch, open: Box::new(open), report }))
+    }
 }
 
 const INCOMING: &[u8] = b".incoming";

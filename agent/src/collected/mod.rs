@@ -19,6 +19,9 @@ mod error;
 mod files;
 mod journal;
 mod link;
+mod report;
+mod transfer;
 mod watch;
 
 pub use link::serve;
+pub use report::CollectedReport;

@@ -122,7 +122,12 @@ fn hint(event: &inotify::Event<'_>, watched: &Watched) -> Option<Event> {
     if is_directory && flags.intersects(ReadFlags::CREATE | ReadFlags::MOVED_TO) {
         return Some(Event::Below(directory.clone(), path));
     }
-    // A new file is reported again when it is closed.
-    let is_new_file = flags.contains(ReadFlags::CREATE) && !is_directory;
-    (!is_new_file).then(|| Event::Changed(directory.clone(), path))
+    match () {
+        () if flags.intersects(ReadFlags::CLOSE_WRITE | ReadFlags::MOVED_TO) => {
+            Some(Event::Settled(directory.clone(), path))
+        }
+        // A new file is reported again when it is closed.
+        () if flags.contains(ReadFlags::CREATE) && !is_directory => None,
+        () => Some(Event::Changed(directory.clone(), path)),
+    }
 }

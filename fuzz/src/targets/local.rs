@@ -9,11 +9,11 @@ use serde::de::DeserializeOwned;
 use syncd_agent::fuzzing::{some_due, state_file};
 use syncd_agent::hooks::Occasion;
 use syncd_origin::commit::fuzzing::{scan_base, some_scan_base};
-use syncd_origin::ignore_rules::IgnoreRules;
 use syncd_origin::scan::fuzzing::symlink_target;
 use syncd_origin::watch::fuzzing::mounts;
 use syncd_runtime::local_socket::{REQUEST_MAX_BYTES, RESPONSE_MAX_BYTES, read_line};
 use syncd_shared::TreePath;
+use syncd_shared::ignore_rules::IgnoreRules;
 
 use crate::mutation::{mutate, number};
 use crate::values;
@@ -82,7 +82,7 @@ pub(super) fn ignore_rules(input: &[u8]) {
     let (path, text) = rest.split_at(usize::from(*length).min(rest.len()));
     let Ok(path) = TreePath::from_bytes(path) else { return };
     let Ok(rules) = IgnoreRules::default().with_file(&TreePath::root(), text) else { return };
-    let own = path.split_last().is_some_and(|(_, name)| syncd_origin::ignore_rules::is_own(&name));
+    let own = path.split_last().is_some_and(|(_, name)| syncd_shared::ignore_rules::is_own(&name));
     for is_directory in [false, true] {
         let excluded = rules.excludes(&path, is_directory);
         assert!(excluded || !own);

@@ -4,6 +4,7 @@
 //! serves, [`offline`] has the answers that need only DATA.
 
 pub mod browse;
+pub mod collected_requests;
 mod key_requests;
 pub mod offline;
 pub mod protocol;
@@ -12,5 +13,6 @@ pub mod server;
 pub mod status;
 mod writable;
 
+pub use collected_requests::{CollectedAction, RestoreWhat};
 pub use rollout_requests::RolloutAction;
 pub use server::{Admin, socket_path};

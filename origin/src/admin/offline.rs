@@ -16,6 +16,7 @@ use syncd_shared::tree_path::TreePathError;
 use syncd_shared::{GenerationNumber, Kind, ObjectHash, RootEntry, SignedGeneration, TreePath};
 use time::OffsetDateTime;
 
+use crate::admin::collected_requests::{self, CollectedLine, CollectedRequestError};
 use crate::admin::key_requests;
 use crate::admin::protocol::{
     ChangeCounts, DiffLine, GenerationLine, HistoryLine, PageLine, Reply, Request, TokenLine,
@@ -26,6 +27,7 @@ use crate::admin::writable::Writable;
 use crate::audit::{self, Audit, AuditError};
 use crate::backup::{self, BackupError};
 use crate::clock::now_ms;
+use crate::collected::{CollectError, Collection};
 use crate::commit::{
     CollectionGate, CommitError, Preview, Rollbacks, State, forget_damaged, is_indistinct, status_warning,
 };
@@ -92,6 +94,8 @@ pub struct DataDirectory {
     gate: CollectionGate,
     /// The content tree. `None` while no origin serves.
     pub(super) tree: Option<PathBuf>,
+    /// The collected directories that an origin serves.
+    collected: Option<Collection>,
 }
 
 /// Result of a check.
@@ -126,7 +130,20 @@ impl DataDirectory {
     /// Uses an open store and its keys. `gate` must be the one of its garbage collection. `tree` is the
     /// content tree, if an origin serves it.
     pub fn new(store: Arc<Store>, keys: Arc<Keys>, gate: CollectionGate, tree: Option<PathBuf>) -> Self {
-        Self { store, keys, gate, tree }
+        Self { store, keys, gate, tree, collected: None }
+    }
+
+    /// Uses the collected directories that the origin serves.
+    pub fn with_collected(self, collected: Option<Collection>) -> Self {
+        Self { collected, ..self }
+    }
+
+    /// The collected directories of DATA, if there are any.
+    fn collected(&self) -> Result<Option<Collection>, CollectError> {
+        match &self.collected {
+            None if self.tree.is_none() => Collection::open_existing(self.keys.data()),
+            served => Ok(served.clone()),
+        }
     }
 
     /// Opens DATA under its lock, so no origin can be serving it.
@@ -215,6 +232,12 @@ impl DataDirectory {
                     answered(done, |()| _ = lines(Reply::Remark { text }))
                 }
             },
+            Request::Collected { action } => {
+                let answer = self.collected().map_err(CollectedRequestError::from).and_then(|collected| {
+                    collected_requests::answer(collected, self.tree.as_deref(), action, lines)
+                });
+                answered(answer, |()| {})
+            }
             Request::Promote => {
                 let message =
                     "no origin stands by in this data directory: start `syncd-origin serve --standby` first";
@@ -259,12 +282,20 @@ impl DataDirectory {
             overlap::check_backup(tree, to)?;
         }
         let mut told = 0;
-        backup::backup(&self.store, &self.keys, &self.gate, to, &mut |bytes, total_bytes| {
-            if bytes - told >= PROGRESS_BYTES {
-                told = bytes;
-                lines(Reply::Progress { bytes, total_bytes });
-            }
-        })?;
+        let collected = self.collected()?;
+        backup::backup(
+            &self.store,
+            &self.keys,
+            collected.as_ref(),
+            &self.gate,
+            to,
+            &mut |bytes, total_bytes| {
+                if bytes - told >= PROGRESS_BYTES {
+                    told = bytes;
+                    lines(Reply::Progress { bytes, total_bytes });
+                }
+            },
+        )?;
         let text = format!(
             "{to} is a complete copy of the data directory, keys included: keep it as secret. To restore it: \
              `syncd-origin serve --data {to}`, with the options that the origin had",
@@ -301,8 +332,18 @@ impl DataDirectory {
             polled: polled.clone(),
             rollout: rollout.rollout.clone(),
             agents: fleet.agents.iter().map(AgentStatus::new).collect(),
+            collected: self.describe_collected(),
             ..describe(&self.keys, &self.store, origin.current.as_ref())
         }
+    }
+
+    /// The served collected directories. Blocks for a few reads of their index.
+    pub fn describe_collected(&self) -> Vec<CollectedLine> {
+        let Some(collected) = &self.collected else { return Vec::new() };
+        collected_requests::describe(collected, self.tree.as_deref()).unwrap_or_else(|error| {
+            tracing::error!(error = error_chain(&error), "collected directories can't be read");
+            Vec::new()
+        })
     }
 
     fn history(&self, lines: &mut dyn FnMut(Reply) -> bool) -> Result<u8, AnswerError> {
@@ -602,6 +643,7 @@ fn describe(keys: &Keys, store: &Store, current: Option<&SignedGeneration>) -> S
         history_bytes: store.history_bytes().unwrap_or_default(),
         publish: None,
         purge: None,
+        collected: Vec::new(),
         polled: Vec::new(),
         warnings,
         agents: Vec::new(),

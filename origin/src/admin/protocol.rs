@@ -16,6 +16,7 @@ use syncd_shared::limits::LABEL_MAX_BYTES;
 use syncd_shared::text::{one_line, rfc3339};
 
 use crate::admin::RolloutAction;
+use crate::admin::collected_requests::{CollectedAction, CollectedLine, ConflictLine, VersionLine};
 use crate::admin::status::{PublishStatus, Status};
 use crate::audit::Deed;
 use crate::commit::SomeFiles;
@@ -117,6 +118,8 @@ pub enum Request {
     Check,
     /// `publish status`, `publish check` and `publish gc`.
     Publish { action: PublishAction },
+    /// `collected`.
+    Collected { action: CollectedAction },
     /// `promote`.
     Promote,
     /// `page`.
@@ -135,6 +138,9 @@ pub enum Request {
 impl Request {
     /// Whether the request changes nothing, and is not recorded in the audit.
     pub fn only_reads(&self) -> bool {
+        if let Self::Collected { action } = self {
+            return action.only_reads();
+        }
         matches!(
             self,
             Self::Status
@@ -288,6 +294,12 @@ pub enum Reply {
     },
     /// Answer to `publish status`.
     Publish(PublishStatus),
+    /// Answer to `collected list`: one directory.
+    Collected(CollectedLine),
+    /// Answer to `collected conflicts`: one content, oldest first.
+    Conflict(ConflictLine),
+    /// Answer to `collected history`: one version, oldest first.
+    Version(VersionLine),
     /// Answer to `key show`.
     Keys(Box<KeysLine>),
     /// Answer to `page`.

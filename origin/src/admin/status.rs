@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use syncd_shared::text::{counted, rfc3339};
 use syncd_shared::{CheckStatus, GenerationNumber, HookStatus, Progress};
 
+use super::collected_requests::CollectedLine;
 use crate::commit::{Hold, State};
 use crate::fleet::rollout::RolloutStatus;
 use crate::fleet::{AgentDrift, AgentProgress, AgentState, AgentView};
@@ -58,6 +59,9 @@ pub struct Status {
     /// Purging caches in front of all nodes; `None` without `--purge`, or while no origin serves.
     #[serde(default)]
     pub purge: Option<PurgeStatus>,
+    /// Collected directories; empty while no origin serves.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub collected: Vec<CollectedLine>,
     /// Subtrees that are polled because they send no events, with reasons.
     pub polled: Vec<String>,
     /// Problems that an operator must solve in time, such as the expiry of the tree's authority.
@@ -358,6 +362,9 @@ impl Status {
         if let Some(purge) = &self.purge {
             let _ = writeln!(out, "purge    {purge}");
         }
+        for collected in &self.collected {
+            let _ = writeln!(out, "collect  {}", collected.to_text());
+        }
         let has_live = |a: &&AgentStatus| a.generation == self.generation && a.is_live();
         let live = self.agents.iter().filter(has_live).count();
         let _ = match self.agents.len() {
@@ -512,6 +519,7 @@ pub(crate) mod tests {
             history_bytes: None,
             publish: None,
             purge: None,
+            collected: Vec::new(),
             polled: Vec::new(),
             warnings: Vec::new(),
             agents,

@@ -21,6 +21,7 @@ use syncd_shared::generation::{LabelError, check_label};
 use syncd_shared::time_span::{parse_time, time_or_zero};
 use syncd_shared::tree_path::TreePathError;
 
+use super::collected::{CollectedCommand, no_option};
 use super::key::KeyAction;
 use super::printer::Print;
 use crate::admin::protocol::{Request, Wait};
@@ -391,6 +392,14 @@ pub(super) enum Command {
         #[command(subcommand)]
         action: RolloutCommand,
     },
+    /// Show or restore files of collected directories, which nodes write to.
+    #[command(after_help = super::collected::HELP)]
+    Collected {
+        #[command(flatten)]
+        data: Data,
+        #[command(subcommand)]
+        action: CollectedCommand,
+    },
     /// Take a node out of service: its `/readyz` answers 503, and rollouts do not count it.
     #[command(after_help = "Examples:\n  syncd-origin drain web2\n\nIt gets new generations nevertheless.")]
     Drain(NodeArgs),
@@ -504,6 +513,7 @@ impl Command {
             | Self::Diff { data, .. }
             | Self::Rollback { data, .. }
             | Self::Rollout { data, .. }
+            | Self::Collected { data, .. }
             | Self::Drain(NodeArgs { data, .. })
             | Self::Undrain(NodeArgs { data, .. })
             | Self::Pin(NodeArgs { data, .. })
@@ -721,6 +731,9 @@ pub(super) struct Serve {
     /// configuration file. In that file, `default = "NAME"` in the table `[rollout]` chooses it.
     #[arg(long, env = "SYNCD_ROLLOUT", value_name = "POLICY")]
     pub(super) rollout: Option<String>,
+    /// Stands for the tables `[collect.NAME]` of the configuration file.
+    #[arg(long, hide = true, value_parser = no_option)]
+    pub(super) collect: Option<String>,
     /// Group whose members may use every command (commit, token, revoke ...), in addition to root and the
     /// user of this process.
     #[arg(long, env = "SYNCD_ADMIN_GROUP", value_name = "GROUP", value_parser = group_id)]

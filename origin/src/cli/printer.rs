@@ -334,6 +334,12 @@ impl Printer {
             }
             Reply::Publish(publish) if json => output::line(serde_json::to_string(&publish)?)?,
             Reply::Publish(publish) => output::line(publish.to_text())?,
+            Reply::Collected(line) if json => output::line(serde_json::to_string(&line)?)?,
+            Reply::Collected(line) => output::line(line.to_text())?,
+            Reply::Conflict(line) if json => output::line(serde_json::to_string(&line)?)?,
+            Reply::Conflict(line) => output::line(line.to_text())?,
+            Reply::Version(line) if json => output::line(serde_json::to_string(&line)?)?,
+            Reply::Version(line) => output::line(line.to_text())?,
             Reply::Rollout { rollout } if json => output::line(serde_json::to_string(&rollout)?)?,
             Reply::Rollout { rollout: None } => note("nothing was rolled out in steps or together"),
             Reply::Rollout { rollout: Some(rollout) } => output::line(rollout.to_text().trim_end())?,

@@ -12,6 +12,10 @@ use syncd_shared::ContentHash;
 
 use super::{CollectError, io_error};
 
+/// Share of the file system that uploads leave to the store, at most [`RESERVE_MAX_BYTES`].
+const RESERVE_SHARE: u64 = 16;
+const RESERVE_MAX_BYTES: u64 = 1024 * 1024 * 1024;
+
 /// Directory of contents. See the module documentation.
 #[derive(Debug)]
 pub struct Contents {
@@ -101,8 +105,39 @@ impl Contents {
         Ok(())
     }
 
-    /// Begins to receive a content.
+    /// Writes copies of contents to another directory of this kind. `copied` receives the bytes of each.
+    pub(super) fn copy_to(
+        &self,
+        contents: &[ContentHash],
+        to: &Path,
+        copied: &mut dyn FnMut(u64),
+    ) -> Result<(), CollectError> {
+        let other = Self::open(to)?;
+        for content in contents {
+            let (from, to) = (self.path(content), other.path(content));
+            copied(fs::copy(&from, &to).map_err(io_error("copy", &from))?);
+        }
+        // All bytes and names at once.
+        let directory = File::open(&other.complete).map_err(io_error("read", &other.complete))?;
+        rustix::fs::syncfs(&directory).map_err(|e| io_error("sync", &other.complete)(e.into()))
+    }
+
+    /// Fails if DATA has no room for this many bytes.
+    fn check_room(&self, wanted_bytes: u64) -> Result<(), CollectError> {
+        let disk = rustix::fs::statvfs(&self.incoming);
+        let disk = disk.map_err(|e| io_error("ask for free space of", &self.incoming)(e.into()))?;
+        let total = disk.f_blocks.saturating_mul(disk.f_frsize);
+        let reserve = (total / RESERVE_SHARE).min(RESERVE_MAX_BYTES);
+        let available_bytes = disk.f_bavail.saturating_mul(disk.f_frsize).saturating_sub(reserve);
+        match available_bytes < wanted_bytes {
+            true => Err(CollectError::NoSpace { wanted_bytes, available_bytes }),
+            false => Ok(()),
+        }
+    }
+
+    /// Begins to receive a content. Fails if there is no room for it.
     pub fn upload(&self, content: ContentHash, size: u64) -> Result<Upload<'_>, CollectError> {
+        self.check_room(size)?;
         let path = self.incoming.join(self.next.fetch_add(1, Ordering::Relaxed).to_string());
         let file = File::create_new(&path).map_err(io_error("create", &path))?;
         Ok(Upload { contents: self, content, size, received: 0, hasher: blake3::Hasher::new(), file, path })

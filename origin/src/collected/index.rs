@@ -3,14 +3,17 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use redb::{Database, ReadableDatabase, ReadableTable, Table, TableDefinition, WriteTransaction};
-use syncd_shared::collected::stored::{with_checksum, without_checksum};
+use redb::{
+    Database, Key, ReadTransaction, ReadableDatabase, ReadableTable, ReadableTableMetadata, Table,
+    TableDefinition, Value, WriteTransaction,
+};
+use syncd_shared::collected::stored::{StoredError, with_checksum, without_checksum};
 use syncd_shared::collected::{
     Around, Chain, Change, CollectedName, FileState, Loser, State, Verdict, Version, VersionNumber,
 };
 use syncd_shared::{ContentHash, TreePath};
 
-use super::CollectError;
+use super::{CollectError, HistoryVersion};
 
 const FORMAT: u64 = 1;
 const CACHE_BYTES: usize = 16 * 1024 * 1024;
@@ -23,6 +26,8 @@ const CHAINS: TableDefinition<'_, (&str, &[u8]), &[u8]> = TableDefinition::new("
 const NUMBERS: TableDefinition<'_, (&str, u64), &[u8]> = TableDefinition::new("numbers");
 /// Directory and counter -> loser.
 const LOSERS: TableDefinition<'_, (&str, u64), &[u8]> = TableDefinition::new("losers");
+/// Directory and number of a version in a chain -> the node that made it.
+const NODES: TableDefinition<'_, (&str, u64), &str> = TableDefinition::new("nodes");
 /// Content -> number of versions and losers that have it.
 const USES: TableDefinition<'_, &[u8; 32], u64> = TableDefinition::new("uses");
 /// Directory and name -> value.
@@ -35,6 +40,10 @@ const NEWEST: &str = "newest";
 const BYTES: &str = "bytes";
 const NEWEST_LOSER: &str = "newest_loser";
 const LOSER_BYTES: &str = "loser_bytes";
+/// Bytes of the current files that a node made.
+fn node_bytes(node: &str) -> String {
+    format!("node_bytes/{node}")
+}
 
 fn failed(error: impl Into<redb::Error>) -> CollectError {
     CollectError::Index(Box::new(error.into()))
@@ -110,14 +119,130 @@ impl Index {
         Ok(found)
     }
 
-    /// The losers of a directory, oldest first.
-    pub fn losers(&self, name: &CollectedName) -> Result<Vec<Loser>, CollectError> {
+    /// Directories that have or had versions.
+    pub fn names(&self) -> Result<Vec<CollectedName>, CollectError> {
+        let transaction = self.database.begin_read().map_err(failed)?;
+        let meta = transaction.open_table(META).map_err(failed)?;
+        let mut names = Vec::new();
+        for row in meta.iter().map_err(failed)? {
+            let (key, _) = row.map_err(failed)?;
+            let (directory, of) = key.value();
+            if of == NEWEST {
+                names.extend(CollectedName::new(directory.as_bytes()));
+            }
+        }
+        Ok(names)
+    }
+
+    /// Bytes of all current files, and the number of losers.
+    pub fn figures(&self, name: &CollectedName) -> Result<(u64, u64), CollectError> {
+        let transaction = self.database.begin_read().map_err(failed)?;
+        let meta = transaction.open_table(META).map_err(failed)?;
+        let bytes = meta.get((name.as_str(), BYTES)).map_err(failed)?.map_or(0, |value| value.value());
+        let losers = transaction.open_table(LOSERS).map_err(failed)?;
+        let range = (name.as_str(), 0)..=(name.as_str(), u64::MAX);
+        Ok((bytes, losers.range(range).map_err(failed)?.count() as u64))
+    }
+
+    pub fn history(
+        &self,
+        name: &CollectedName,
+        path: &TreePath,
+    ) -> Result<Vec<HistoryVersion>, CollectError> {
+        let transaction = self.database.begin_read().map_err(failed)?;
+        let chain = chain_in(&transaction.open_table(CHAINS).map_err(failed)?, name, path)?;
+        let nodes = transaction.open_table(NODES).map_err(failed)?;
+        let past = chain.past().iter().map(|past| (past.version, past.since_ms, Some(past.until_ms)));
+        let all = past.chain([(chain.current(), chain.since_ms(), None)]);
+        let all = all.filter(|(version, ..)| version.number != VersionNumber::NONE);
+        let described = all.map(|(version, since_ms, until_ms)| {
+            let node = node_in(&nodes, name, version.number)?;
+            Ok(HistoryVersion { version, node, since_ms, until_ms })
+        });
+        described.collect()
+    }
+
+    pub fn chains(
+        &self,
+        name: &CollectedName,
+        below: &TreePath,
+    ) -> Result<Vec<(TreePath, Chain, String)>, CollectError> {
+        let transaction = self.database.begin_read().map_err(failed)?;
+        let chains = transaction.open_table(CHAINS).map_err(failed)?;
+        let nodes = transaction.open_table(NODES).map_err(failed)?;
+        let mut found = Vec::new();
+        for row in chains.range((name.as_str(), below.as_bytes())..).map_err(failed)? {
+            let (key, value) = row.map_err(failed)?;
+            let (directory, path) = key.value();
+            // Names such as `a.b` sort between `a` and `a/b`.
+            if directory != name.as_str() || !path.starts_with(below.as_bytes()) {
+                break;
+            }
+            let path = TreePath::from_bytes(path).map_err(|e| CollectError::Damaged(e.into()))?;
+            if !path.starts_with(below) {
+                continue;
+            }
+            let chain = Chain::decode(without_checksum(&chain_key(name, &path), value.value())?)?;
+            let node = node_in(&nodes, name, chain.current().number)?;
+            found.push((path, chain, node));
+        }
+        Ok(found)
+    }
+
+    /// Writes a copy of one moment, and returns the contents that it uses. Blocks.
+    pub fn copy_to(&self, path: &Path) -> Result<Vec<ContentHash>, CollectError> {
+        let from = self.database.begin_read().map_err(failed)?;
+        let copy = redb::Builder::new().set_cache_size(CACHE_BYTES).create(path).map_err(failed)?;
+        let to = copy.begin_write().map_err(failed)?;
+        copy_table(&from, &to, CHAINS)?;
+        copy_table(&from, &to, NUMBERS)?;
+        copy_table(&from, &to, NODES)?;
+        copy_table(&from, &to, LOSERS)?;
+        copy_table(&from, &to, USES)?;
+        copy_table(&from, &to, META)?;
+        to.commit().map_err(failed)?;
+        let uses = from.open_table(USES).map_err(failed)?;
+        let mut contents = Vec::with_capacity(usize::try_from(uses.len().map_err(failed)?).unwrap_or(0));
+        for row in uses.iter().map_err(failed)? {
+            contents.push(ContentHash::from_bytes(*row.map_err(failed)?.0.value()));
+        }
+        Ok(contents)
+    }
+
+    /// The losers of a directory with their numbers, oldest first.
+    pub fn losers(&self, name: &CollectedName) -> Result<Vec<(u64, Loser)>, CollectError> {
         let transaction = self.database.begin_read().map_err(failed)?;
         let losers = transaction.open_table(LOSERS).map_err(failed)?;
         let range = (name.as_str(), 0)..=(name.as_str(), u64::MAX);
         let rows = losers.range(range).map_err(failed)?;
-        rows.map(|row| loser_of(name, row.map_err(failed)?)).collect()
+        let numbered = rows.map(|row| {
+            let row = row.map_err(failed)?;
+            Ok((row.0.value().1, loser_of(name, row)?))
+        });
+        numbered.collect()
     }
+}
+
+fn copy_table<K: Key + 'static, V: Value + 'static>(
+    from: &ReadTransaction,
+    to: &WriteTransaction,
+    table: TableDefinition<'_, K, V>,
+) -> Result<(), CollectError> {
+    let (from, mut to) = (from.open_table(table).map_err(failed)?, to.open_table(table).map_err(failed)?);
+    for row in from.iter().map_err(failed)? {
+        let (key, value) = row.map_err(failed)?;
+        to.insert(key.value(), value.value()).map_err(failed)?;
+    }
+    Ok(())
+}
+
+fn node_in(
+    nodes: &impl ReadableTable<(&'static str, u64), &'static str>,
+    name: &CollectedName,
+    number: VersionNumber,
+) -> Result<String, CollectError> {
+    let found = nodes.get((name.as_str(), number.get())).map_err(failed)?;
+    Ok(found.map_or_else(String::new, |node| node.value().to_owned()))
 }
 
 type LoserRow<'a> = (redb::AccessGuard<'a, (&'static str, u64)>, redb::AccessGuard<'a, &'static [u8]>);
@@ -150,6 +275,7 @@ fn chain_in(
 pub(super) struct Tables<'t> {
     chains: Table<'t, (&'static str, &'static [u8]), &'static [u8]>,
     numbers: Table<'t, (&'static str, u64), &'static [u8]>,
+    nodes: Table<'t, (&'static str, u64), &'static str>,
     losers: Table<'t, (&'static str, u64), &'static [u8]>,
     uses: Table<'t, &'static [u8; 32], u64>,
     meta: Table<'t, (&'static str, &'static str), u64>,
@@ -160,6 +286,7 @@ impl<'t> Tables<'t> {
         Ok(Self {
             chains: transaction.open_table(CHAINS).map_err(failed)?,
             numbers: transaction.open_table(NUMBERS).map_err(failed)?,
+            nodes: transaction.open_table(NODES).map_err(failed)?,
             losers: transaction.open_table(LOSERS).map_err(failed)?,
             uses: transaction.open_table(USES).map_err(failed)?,
             meta: transaction.open_table(META).map_err(failed)?,
@@ -230,34 +357,125 @@ impl<'t> Tables<'t> {
         Ok(self.value(name, BYTES)?.saturating_sub(size(before)).saturating_add(size(after)))
     }
 
+    /// Bytes of the current files that a node made, if `after` took the place of `before`.
+    pub fn node_bytes_with(
+        &self,
+        name: &CollectedName,
+        node: &str,
+        before: &Version,
+        after: &State,
+    ) -> Result<u64, CollectError> {
+        let own = node_in(&self.nodes, name, before.number)? == node;
+        let bytes = self.value(name, &node_bytes(node))?;
+        let bytes = if own { bytes.saturating_sub(size(&before.state)) } else { bytes };
+        Ok(bytes.saturating_add(size(after)))
+    }
+
+    /// Counts the bytes of a current version for its new node, and no longer for its old one.
+    fn count_node(
+        &mut self,
+        name: &CollectedName,
+        node: &str,
+        before: &Version,
+        after: &State,
+    ) -> Result<(), CollectError> {
+        let bytes = self.node_bytes_with(name, node, before, after)?;
+        let old = node_in(&self.nodes, name, before.number)?;
+        if old != node && !old.is_empty() {
+            let left = self.value(name, &node_bytes(&old))?.saturating_sub(size(&before.state));
+            self.set(name, &node_bytes(&old), left)?;
+        }
+        self.set(name, &node_bytes(node), bytes)
+    }
+
     /// Makes a state the current version of a path. Returns contents that nothing uses any more.
     pub fn take(
         &mut self,
         (name, path): (&CollectedName, &TreePath),
         mut chain: Chain,
         state: State,
+        node: &str,
         now_ms: u64,
     ) -> Result<(Version, Vec<ContentHash>), CollectError> {
         let before = chain.current();
         let bytes = self.bytes_with(name, &before.state, &state)?;
         self.set(name, BYTES, bytes)?;
+        self.count_node(name, node, &before, &state)?;
         let number = self.value(name, NEWEST)?.saturating_add(1);
         self.set(name, NEWEST, number)?;
         if before.number != VersionNumber::NONE {
             self.numbers.remove((name.as_str(), before.number.get())).map_err(failed)?;
         }
         self.numbers.insert((name.as_str(), number), path.as_bytes()).map_err(failed)?;
+        self.nodes.insert((name.as_str(), number), node).map_err(failed)?;
         let version = Version { number: VersionNumber::new(number), state };
-        let used_before = contents_of(&chain);
+        let old = chain.clone();
         chain.take(version, now_ms);
-        let stored = with_checksum(&chain_key(name, path), chain.encode());
-        self.chains.insert((name.as_str(), path.as_bytes()), stored.as_slice()).map_err(failed)?;
         contents_of(&chain).iter().try_for_each(|content| self.use_content(content))?;
+        let unused = self.replace((name, path), &old, &chain)?;
+        Ok((version, unused))
+    }
+
+    /// Stores a chain whose contents are counted, and gives up what only the old one had.
+    fn replace(
+        &mut self,
+        (name, path): (&CollectedName, &TreePath),
+        old: &Chain,
+        new: &Chain,
+    ) -> Result<Vec<ContentHash>, CollectError> {
+        let stored = with_checksum(&chain_key(name, path), new.encode());
+        self.chains.insert((name.as_str(), path.as_bytes()), stored.as_slice()).map_err(failed)?;
+        let kept = numbers_of(new);
+        for number in numbers_of(old).into_iter().filter(|number| !kept.contains(number)) {
+            self.nodes.remove((name.as_str(), number)).map_err(failed)?;
+        }
         let mut unused = Vec::new();
-        for content in used_before {
+        for content in contents_of(old) {
             unused.extend(self.release(content)?);
         }
-        Ok((version, unused))
+        Ok(unused)
+    }
+
+    /// Forgets what ended more than a year ago, among at most `limit` paths from `from` on. Returns contents
+    /// that nothing uses any more, and where to go on.
+    pub fn expire(
+        &mut self,
+        from: &[u8],
+        limit: usize,
+        now_ms: u64,
+    ) -> Result<(Vec<ContentHash>, Option<Vec<u8>>), CollectError> {
+        let (name, path) = from.split_at(from.iter().position(|byte| *byte == 0).unwrap_or(from.len()));
+        let name = std::str::from_utf8(name).unwrap_or_default();
+        let mut looked = Vec::new();
+        for row in self.chains.range((name, path.get(1..).unwrap_or_default())..).map_err(failed)?.take(limit)
+        {
+            let (key, value) = row.map_err(failed)?;
+            let (name, path) = key.value();
+            let damaged = |_| CollectError::Damaged(StoredError::Name);
+            let name = CollectedName::new(name.as_bytes()).map_err(damaged)?;
+            let path = TreePath::from_bytes(path).map_err(|e| CollectError::Damaged(e.into()))?;
+            let chain = Chain::decode(without_checksum(&chain_key(&name, &path), value.value())?)?;
+            looked.push((name, path, chain));
+        }
+        let next = looked.last().filter(|_| looked.len() == limit);
+        // Behind the last one.
+        let next = next.map(|(name, path, _)| [chain_key(name, path), vec![0]].concat());
+        let mut unused = Vec::new();
+        for (name, path, old) in looked {
+            let mut chain = old.clone();
+            let is_forgotten = chain.expire(now_ms);
+            if chain != old {
+                contents_of(&chain).iter().try_for_each(|content| self.use_content(content))?;
+                unused.extend(self.replace((&name, &path), &old, &chain)?);
+            }
+            if is_forgotten {
+                let number = chain.current().number.get();
+                self.chains.remove((name.as_str(), path.as_bytes())).map_err(failed)?;
+                self.numbers.remove((name.as_str(), number)).map_err(failed)?;
+                self.nodes.remove((name.as_str(), number)).map_err(failed)?;
+            }
+        }
+        Ok((unused, next))
     }
 
     /// Keeps the content of a change that came second. Returns contents that nothing uses any more.
@@ -344,6 +562,12 @@ fn size(state: &State) -> u64 {
         State::File(FileState { size, .. }) => *size,
         State::Absent | State::Directory { .. } => 0,
     }
+}
+
+/// Numbers of the versions that a chain keeps.
+fn numbers_of(chain: &Chain) -> Vec<u64> {
+    let past = chain.past().iter().map(|past| past.version.number.get());
+    past.chain([chain.current().number.get()]).collect()
 }
 
 /// Contents of the versions that a chain keeps.

@@ -2,26 +2,61 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::sync::{Arc, Weak};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use redb::WriteTransaction;
 use syncd_shared::ContentHash;
 use syncd_shared::collected::message::Decision;
-use syncd_shared::collected::{Answer, Loser, State, Verdict};
+use syncd_shared::collected::{Answer, Loser, Ruling, State, Verdict, Version};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::index::{Index, Tables};
-use super::{CollectError, NodeChange, Shared};
+use super::{AT_ORIGIN, CollectError, NodeChange, Ruled, Shared};
 
 /// Changes judged in one transaction.
 const BATCH: usize = 256;
+
+/// Paths looked at by one step of the expiry.
+const EXPIRE: usize = 2_000;
 
 type Reply = oneshot::Sender<Result<Decision, Arc<CollectError>>>;
 
 pub(super) enum Job {
     Judge(Box<NodeChange>, Reply),
     Barrier(oneshot::Sender<()>),
+    /// Forget what is old, from a path on.
+    Expire(Vec<u8>, oneshot::Sender<Result<Option<Vec<u8>>, Arc<CollectError>>>),
+}
+
+/// Contents that nothing uses any more. The keeper alone removes them, and not while a backup is made.
+#[derive(Default)]
+pub(super) struct Removals(Mutex<(u32, BTreeSet<ContentHash>)>);
+
+/// No content is removed while this lives.
+pub(super) struct NoRemovals<'a>(&'a Removals);
+
+impl Removals {
+    pub fn hold(&self) -> NoRemovals<'_> {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        held.0 = held.0.saturating_add(1);
+        NoRemovals(self)
+    }
+
+    /// Adds contents. Returns all that may be removed now.
+    fn due(&self, unused: BTreeSet<ContentHash>) -> BTreeSet<ContentHash> {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        held.1.extend(unused);
+        if held.0 == 0 { std::mem::take(&mut held.1) } else { BTreeSet::new() }
+    }
+}
+
+impl Drop for NoRemovals<'_> {
+    fn drop(&mut self) {
+        let mut held = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        held.0 = held.0.saturating_sub(1);
+    }
 }
 
 /// Starts the thread. It ends with the last [`super::Collection`].
@@ -54,6 +89,7 @@ fn answer(shared: &Shared, jobs: Vec<Job>, changed: &watch::Sender<u64>) {
                 replies.push(reply);
             }
             Job::Barrier(reply) => barriers.push(reply),
+            Job::Expire(from, reply) => drop(reply.send(expire(shared, &from).map_err(Arc::new))),
         }
     }
     match judge_all(shared, &changes) {
@@ -89,13 +125,29 @@ fn judge_all(shared: &Shared, changes: &[NodeChange]) -> Result<Vec<Decision>, C
     // Before the commit refers to them.
     shared.contents.sync_names(added.iter())?;
     Index::commit(transaction)?;
-    for content in &unused {
-        // Removed at the next start if it fails.
-        if let Err(error) = shared.contents.remove(content) {
+    remove(shared, unused);
+    Ok(decisions)
+}
+
+fn expire(shared: &Shared, from: &[u8]) -> Result<Option<Vec<u8>>, CollectError> {
+    let transaction = shared.index.begin()?;
+    let (unused, next) = Tables::open(&transaction)?.expire(from, EXPIRE, now_ms())?;
+    Index::commit(transaction)?;
+    remove(shared, unused.into_iter().collect());
+    Ok(next)
+}
+
+/// Removes contents that are still unused. Those that stay are removed at the next start.
+fn remove(shared: &Shared, unused: BTreeSet<ContentHash>) {
+    for content in shared.removals.due(unused) {
+        let removed = shared.index.is_used(&content).and_then(|is_used| match is_used {
+            true => Ok(()),
+            false => shared.contents.remove(&content),
+        });
+        if let Err(error) = removed {
             tracing::warn!(error = crate::error_chain(&error), "an unused content stays for now");
         }
     }
-    Ok(decisions)
 }
 
 /// The outcome of a batch that is not committed yet.
@@ -136,8 +188,8 @@ impl<'a, 't> Batch<'a, 't> {
         let NodeChange { directory, node, path, change } = node_change;
         let ruled = self.shared.directories.get(directory).ok_or(CollectError::UnknownDirectory)?;
         let is_directory = matches!(change.state, State::Directory { .. });
-        if change.state != State::Absent && ruled.denied.excludes(path, is_directory) {
-            return Ok(refused("the rule deny of this directory"));
+        if change.state != State::Absent && ruled.rules.ruling(path, is_directory) != Ruling::Taken {
+            return Ok(refused(ruled, "the rules of this directory"));
         }
         let chain = self.tables.chain(directory, path)?;
         let current = chain.current();
@@ -150,14 +202,12 @@ impl<'a, 't> Batch<'a, 't> {
         }
         match (verdict, &change.state) {
             (Verdict::Take, state) => {
-                let bytes = self.tables.bytes_with(directory, &current.state, state)?;
-                let grows = bytes > self.tables.bytes_with(directory, &State::Absent, &State::Absent)?;
-                if grows && bytes > ruled.options.max_bytes {
-                    return Ok(refused("max_bytes of this directory"));
+                if let Some(limit) = self.exceeded(ruled, node, &current, state)? {
+                    return Ok(refused(ruled, limit));
                 }
-                let (current, unused) = self.tables.take((directory, path), chain, *state, self.now_ms)?;
-                self.unused.extend(unused);
-                Ok(Decision::Answered(Answer { verdict, current }))
+                let taken = self.tables.take((directory, path), chain, *state, node, self.now_ms)?;
+                self.unused.extend(taken.1);
+                Ok(Decision::Answered(Answer { verdict, current: taken.0 }))
             }
             (Verdict::Conflict, State::File(file)) => {
                 let loser = Loser { path: path.clone(), file: *file, node: node.clone(), at_ms: self.now_ms };
@@ -169,9 +219,31 @@ impl<'a, 't> Batch<'a, 't> {
             _ => Ok(Decision::Answered(Answer { verdict, current })),
         }
     }
+
+    /// The limit that a change would exceed. Shrinking is always possible.
+    fn exceeded(
+        &self,
+        ruled: &Ruled,
+        node: &str,
+        current: &Version,
+        state: &State,
+    ) -> Result<Option<&'static str>, CollectError> {
+        let options = &ruled.options;
+        let bytes = self.tables.bytes_with(&options.name, &current.state, state)?;
+        let grows = bytes > self.tables.bytes_with(&options.name, &State::Absent, &State::Absent)?;
+        if grows && bytes > options.max_bytes {
+            return Ok(Some("max_bytes of this directory"));
+        }
+        let Some(most) = options.node_max_bytes.filter(|_| grows && node != AT_ORIGIN) else {
+            return Ok(None);
+        };
+        let bytes = self.tables.node_bytes_with(&options.name, node, current, state)?;
+        Ok((bytes > most).then_some("node_max_bytes of this directory"))
+    }
 }
 
-fn refused(reason: &str) -> Decision {
+fn refused(ruled: &Ruled, reason: &str) -> Decision {
+    ruled.refused.fetch_add(1, Ordering::Relaxed);
     Decision::Refused { reason: reason.to_owned() }
 }
 

@@ -17,6 +17,9 @@
 //! **Line.** Version numbers go up within a line. An origin that lost versions (restored from a backup)
 //! begins another line, and each node then offers what it has, as after a lost journal.
 
+mod adopt;
+mod backup;
+mod config;
 mod contents;
 mod index;
 mod keeper;
@@ -27,37 +30,24 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use syncd_shared::collected::message::Decision;
 use syncd_shared::collected::stored::StoredError;
-use syncd_shared::collected::{Change, CollectedName, Loser, Version};
+use syncd_shared::collected::{Chain, Change, CollectedName, CollectedRules, Loser, Version};
+use syncd_shared::ignore_rules::IgnoreError;
 use syncd_shared::{ContentHash, TreePath};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::ignore_rules::IgnoreRules;
+pub use adopt::Moved;
+pub use config::{CollectConfigError, CollectedOptions, parse};
 pub use contents::{Contents, Upload};
 use index::Index;
-use keeper::Job;
+use keeper::{Job, Removals};
 
 /// Changes that wait for the keeper.
 const QUEUE: usize = 1_024;
-
-/// Settings of a collected directory.
-#[derive(Debug, Clone)]
-pub struct CollectedOptions {
-    pub name: CollectedName,
-    /// Path in the published tree.
-    pub path: TreePath,
-    /// User and group of its files on the nodes.
-    pub owner: (u32, u32),
-    /// Files that are refused, in the syntax of `.syncdignore`.
-    pub deny: Vec<String>,
-    /// Most bytes of all current files.
-    pub max_bytes: u64,
-    /// Most bytes of contents that lost a conflict.
-    pub losers_max_bytes: u64,
-}
 
 /// Reasons why collected directories cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -76,8 +66,12 @@ pub enum CollectError {
     Content { expected: ContentHash, actual: ContentHash },
     #[error("the content has {actual} bytes, announced were {expected}")]
     Size { expected: u64, actual: u64 },
-    #[error("invalid pattern in deny")]
-    Pattern(#[source] Box<crate::scan::ScanError>),
+    #[error("the patterns of a collected directory")]
+    Pattern(#[from] IgnoreError),
+    #[error("{wanted_bytes} bytes arrive, and {available_bytes} are free for them in DATA: make room")]
+    NoSpace { wanted_bytes: u64, available_bytes: u64 },
+    #[error("{} is not empty", path.display())]
+    NotEmpty { path: PathBuf },
     #[error("no directory is collected under this name")]
     UnknownDirectory,
     #[error("the keeper of collected directories has ended")]
@@ -101,8 +95,36 @@ pub struct NodeChange {
 /// A directory with its rules.
 struct Ruled {
     options: CollectedOptions,
-    denied: IgnoreRules,
+    rules: CollectedRules,
+    /// Changes that rules or quota refused since the start.
+    refused: AtomicU64,
 }
+
+/// Figures of a directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DirectoryFigures {
+    pub name: CollectedName,
+    /// Bytes of all current files.
+    pub bytes: u64,
+    /// Contents that lost a conflict.
+    pub conflicts: u64,
+    /// Changes that rules or quota refused since the start.
+    pub refused: u64,
+}
+
+/// A version of a path, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HistoryVersion {
+    pub version: Version,
+    /// The node that made it; [`AT_ORIGIN`] for a person.
+    pub node: String,
+    pub since_ms: u64,
+    /// `None`: it is current.
+    pub until_ms: Option<u64>,
+}
+
+/// Stands for a node in changes that a person makes at the origin.
+pub const AT_ORIGIN: &str = "(origin)";
 
 /// All collected directories of an origin. Clones share them.
 #[derive(Clone)]
@@ -117,6 +139,7 @@ struct Shared {
     line: Mutex<[u8; LINE_BYTES]>,
     line_path: PathBuf,
     jobs: mpsc::Sender<Job>,
+    removals: Removals,
     /// Counts batches that made versions.
     changes: watch::Receiver<u64>,
 }
@@ -139,18 +162,70 @@ impl Collection {
         };
         let line = line.map_or_else(|| new_line(&line_path), Ok)?;
         let directories = directories.into_iter().map(|options| {
-            let rules = options.deny.join("\n");
-            let denied = IgnoreRules::default().with_file(&TreePath::root(), rules.as_bytes());
-            let denied = denied.map_err(|e| CollectError::Pattern(Box::new(e.into())))?;
-            Ok((options.name.clone(), Ruled { options, denied }))
+            let rules = CollectedRules::new(&options.ignore, &options.deny)?;
+            Ok((options.name.clone(), Ruled { options, rules, refused: AtomicU64::new(0) }))
         });
         let directories = directories.collect::<Result<_, CollectError>>()?;
         let (jobs, queue) = mpsc::channel(QUEUE);
         let (changed, changes) = watch::channel(0);
         let line = Mutex::new(line);
-        let shared = Arc::new(Shared { directories, index, contents, line, line_path, jobs, changes });
+        let removals = Removals::default();
+        let shared = Shared { directories, index, contents, line, line_path, jobs, removals, changes };
+        let shared = Arc::new(shared);
         keeper::start(Arc::downgrade(&shared), queue, changed).map_err(io_error("start", &own))?;
         Ok(Self { shared })
+    }
+
+    /// Opens what an origin without these settings left in DATA; `None`: there is nothing.
+    pub fn open_existing(data: &Path) -> Result<Option<Self>, CollectError> {
+        let own = data.join("collected");
+        match own.try_exists().map_err(io_error("read", &own))? {
+            true => Self::open(data, Vec::new()).map(Some),
+            false => Ok(None),
+        }
+    }
+
+    /// Names of all directories that have or had versions, or are configured.
+    pub fn names(&self) -> Result<Vec<CollectedName>, CollectError> {
+        let mut names = self.shared.index.names()?;
+        names.extend(self.directories().map(|options| options.name.clone()));
+        names.sort_unstable();
+        names.dedup();
+        Ok(names)
+    }
+
+    pub fn figures(&self, name: &CollectedName) -> Result<DirectoryFigures, CollectError> {
+        let (bytes, conflicts) = self.shared.index.figures(name)?;
+        let ruled = self.shared.directories.get(name);
+        let refused = ruled.map_or(0, |ruled| ruled.refused.load(Ordering::Relaxed));
+        Ok(DirectoryFigures { name: name.clone(), bytes, conflicts, refused })
+    }
+
+    /// The versions of a path, oldest first.
+    pub fn history(
+        &self,
+        name: &CollectedName,
+        path: &TreePath,
+    ) -> Result<Vec<HistoryVersion>, CollectError> {
+        self.shared.index.history(name, path)
+    }
+
+    /// The chains of a path and of everything below it, in order of paths, with the node of each current
+    /// version.
+    pub fn chains(
+        &self,
+        name: &CollectedName,
+        below: &TreePath,
+    ) -> Result<Vec<(TreePath, Chain, String)>, CollectError> {
+        self.shared.index.chains(name, below)
+    }
+
+    /// Forgets what ended more than a year ago among some paths from `from` on. Returns where to go on.
+    pub async fn expire(&self, from: Vec<u8>) -> Result<Option<Vec<u8>>, Arc<CollectError>> {
+        let (reply, answer) = oneshot::channel();
+        let ended = |_| Arc::new(CollectError::Ended);
+        self.shared.jobs.send(Job::Expire(from, reply)).await.map_err(|_| ended(()))?;
+        answer.await.map_err(|_| ended(()))?
     }
 
     pub fn directories(&self) -> impl Iterator<Item = &CollectedOptions> {
@@ -193,9 +268,23 @@ impl Collection {
         self.shared.index.versions(name, after, limit)
     }
 
-    /// Contents that lost a conflict, oldest first.
-    pub fn losers(&self, name: &CollectedName) -> Result<Vec<Loser>, CollectError> {
+    /// Contents that lost a conflict, with their numbers, oldest first.
+    pub fn losers(&self, name: &CollectedName) -> Result<Vec<(u64, Loser)>, CollectError> {
         self.shared.index.losers(name)
+    }
+
+    /// The reason that a directory must not be published yet. `None`: nothing would be lost by it.
+    pub fn withheld(&self, options: &CollectedOptions, tree: &Path) -> Option<String> {
+        let name = &options.name;
+        let is_empty = self.newest(name).is_ok_and(|newest| newest == 0);
+        let is_withheld = is_empty && options.has_files(tree);
+        is_withheld.then(|| {
+            let path = &options.path;
+            format!(
+                "not linked on the nodes yet: the tree has files in {path}; run `syncd-origin collected adopt {name}`, \
+                 then restart the origin"
+            )
+        })
     }
 
     /// Changes whenever there are newer versions.

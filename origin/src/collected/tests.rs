@@ -11,8 +11,11 @@ fn options(max_bytes: u64, losers_max_bytes: u64) -> CollectedOptions {
         path: path("wp-content/uploads"),
         owner: (33, 33),
         deny: vec!["*.php".into(), ".htaccess".into()],
+        ignore: vec!["*.part".into()],
         max_bytes,
+        node_max_bytes: None,
         losers_max_bytes,
+        rate: None,
     }
 }
 
@@ -58,7 +61,7 @@ async fn change(collection: &Collection, at: &str, base: u64, text: Option<&str>
 }
 
 fn losers(collection: &Collection) -> Vec<Loser> {
-    collection.losers(&name()).unwrap()
+    collection.losers(&name()).unwrap().into_iter().map(|(_, loser)| loser).collect()
 }
 
 fn has(collection: &Collection, text: &str) -> bool {
@@ -213,4 +216,157 @@ async fn a_barrier_passes_after_what_was_submitted_before() {
     let line = collection.line();
     collection.begin_line().unwrap();
     assert_ne!(collection.line(), line);
+}
+
+fn settings(limit: impl FnOnce(&mut CollectedOptions)) -> Vec<CollectedOptions> {
+    let mut options = options(1_000_000, 1_000);
+    limit(&mut options);
+    vec![options]
+}
+
+/// Does what blocks, beside the runtime.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(work).await.unwrap()
+}
+
+#[tokio::test]
+async fn rules_hold_for_what_is_below_a_directory() {
+    let data = tempfile::tempdir().unwrap();
+    let collection = open(data.path());
+    upload(&collection, "one");
+    for refused in ["a.php", "a.php/picture.jpg", "upload.part", ".git/config"] {
+        let decision = decide(&collection, refused, 0, file("one")).await;
+        assert!(matches!(decision, Decision::Refused { .. }), "{refused}: {decision:?}");
+    }
+    assert_eq!(collection.figures(&name()).unwrap().refused, 4);
+    assert_eq!(decide(&collection, "a.php", 0, State::Absent).await, {
+        let current = Version::default();
+        Decision::Answered(Answer { verdict: Verdict::Same, current })
+    });
+}
+
+#[tokio::test]
+async fn the_files_of_one_node_are_bounded() {
+    let data = tempfile::tempdir().unwrap();
+    let limited = settings(|options| options.node_max_bytes = Some(10));
+    let collection = Collection::open(data.path(), limited).unwrap();
+    assert_eq!(change(&collection, "a", 0, Some("12345678")).await, (Verdict::Take, 1));
+    upload(&collection, "abc");
+    assert!(matches!(decide(&collection, "b", 0, file("abc")).await, Decision::Refused { .. }));
+    assert_eq!(change(&collection, "a", 1, Some("abcdef")).await, (Verdict::Take, 2), "its own room is free");
+    assert_eq!(change(&collection, "b", 0, Some("abc")).await, (Verdict::Take, 3));
+    assert_eq!(change(&collection, "a", 2, None).await, (Verdict::Take, 4));
+    assert_eq!(change(&collection, "c", 0, Some("1234567")).await, (Verdict::Take, 5));
+}
+
+#[tokio::test]
+async fn a_person_sees_the_history_and_restores_from_it() {
+    let data = tempfile::tempdir().unwrap();
+    let collection = open(data.path());
+    change(&collection, "x", 0, Some("one")).await;
+    change(&collection, "x", 1, Some("two")).await;
+    change(&collection, "x", 2, None).await;
+    let history = collection.history(&name(), &path("x")).unwrap();
+    let seen: Vec<_> =
+        history.iter().map(|one| (one.version.number.get(), one.version.state, one.node.as_str())).collect();
+    let expected = [(1, file("one"), "web-1"), (2, file("two"), "web-1"), (3, State::Absent, "web-1")];
+    assert_eq!(seen, expected);
+    let (restoring, state) = (collection.clone(), history[0].version.state);
+    let moved = blocking(move || restoring.submit_all(&name(), vec![(path("x"), state)])).await.unwrap();
+    assert_eq!(moved, Moved { files: 1, left_out: Vec::new() });
+    assert_eq!(versions(&collection, 3), [("x".into(), 4, file("one"))]);
+    let chains = collection.chains(&name(), &TreePath::root()).unwrap();
+    assert_eq!(chains.iter().map(|(_, _, node)| node.as_str()).collect::<Vec<_>>(), [AT_ORIGIN]);
+}
+
+#[tokio::test]
+async fn a_tree_is_adopted_and_written_out_again() {
+    use std::os::unix::fs::PermissionsExt;
+    let (data, tree) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let collection = open(data.path());
+    fs::create_dir_all(tree.path().join("in/2026/empty")).unwrap();
+    for (at, text) in [("2026/a.jpg", "picture"), ("b.jpg", "other"), ("shell.php", "code")] {
+        fs::write(tree.path().join("in").join(at), text).unwrap();
+    }
+    fs::set_permissions(tree.path().join("in/b.jpg"), PermissionsExt::from_mode(0o600)).unwrap();
+    std::os::unix::fs::symlink("/etc/passwd", tree.path().join("in/link")).unwrap();
+    let (from, to) = (tree.path().join("in"), tree.path().join("out"));
+    for _ in 0..2 {
+        let (adopting, from) = (collection.clone(), from.clone());
+        let moved = blocking(move || adopting.adopt(&name(), &from)).await.unwrap();
+        assert_eq!((moved.files, moved.left_out.len()), (2, 2), "{moved:?}");
+    }
+    let (releasing, released) = (collection.clone(), to.clone());
+    let moved = blocking(move || releasing.release(&name(), &released)).await.unwrap();
+    assert_eq!(moved.files, 2);
+    assert_eq!(fs::read(to.join("2026/a.jpg")).unwrap(), b"picture");
+    assert!(to.join("2026/empty").is_dir());
+    let stats = [&from, &to].map(|at| fs::metadata(at.join("b.jpg")).unwrap());
+    let [(time, mode), (time_out, mode_out)] = stats.map(|s| (s.modified().unwrap(), s.permissions().mode()));
+    assert_eq!((time, mode), (time_out, mode_out));
+    let again = collection.clone();
+    assert!(matches!(
+        blocking(move || again.release(&name(), &to)).await,
+        Err(CollectError::NotEmpty { .. })
+    ));
+}
+
+#[tokio::test]
+async fn a_backup_has_all_contents_and_begins_another_line() {
+    let (data, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let collection = open(data.path());
+    change(&collection, "x", 0, Some("one")).await;
+    change(&collection, "x", 1, Some("two")).await;
+    change(&collection, "x", 1, Some("loser")).await;
+    let (copied, to) = (collection.clone(), copy.path().to_owned());
+    blocking(move || copied.backup(&to, &mut |_| {})).await.unwrap();
+    change(&collection, "x", 2, Some("later")).await;
+    let restored = open(copy.path());
+    assert_eq!(versions(&restored, 0), [("x".into(), 2, file("two"))]);
+    assert_eq!(losers(&restored).len(), 1);
+    assert!(["one", "two", "loser"].iter().all(|text| has(&restored, text)) && !has(&restored, "later"));
+    assert_ne!(restored.line(), collection.line());
+}
+
+#[tokio::test]
+async fn no_content_is_removed_while_a_backup_is_made() {
+    let data = tempfile::tempdir().unwrap();
+    let collection = open(data.path());
+    let large: Vec<String> = (0..4).map(|n| n.to_string().repeat(600)).collect();
+    change(&collection, "x", 0, Some("first")).await;
+    change(&collection, "x", 0, Some(&large[0])).await;
+    let held = collection.shared.removals.hold();
+    change(&collection, "x", 0, Some(&large[1])).await;
+    assert!(has(&collection, &large[0]), "given up, and still there");
+    drop(held);
+    change(&collection, "x", 0, Some(&large[2])).await;
+    collection.barrier().await;
+    assert_eq!([0, 1, 2].map(|n| has(&collection, &large[n])), [false, false, true]);
+}
+
+#[tokio::test]
+async fn nothing_of_this_year_is_forgotten() {
+    let data = tempfile::tempdir().unwrap();
+    let collection = open(data.path());
+    for (index, at) in ["a", "b", "c"].iter().enumerate() {
+        change(&collection, at, 0, Some("one")).await;
+        change(&collection, at, 2 * index as u64 + 1, None).await;
+    }
+    assert_eq!(collection.expire(Vec::new()).await.unwrap(), None);
+    assert!(has(&collection, "one"));
+    let transaction = collection.shared.index.begin().unwrap();
+    let (mut from, mut unused) = (Vec::new(), Vec::new());
+    loop {
+        let mut tables = index::Tables::open(&transaction).unwrap();
+        let (some, next) = tables.expire(&from, 2, u64::MAX).unwrap();
+        unused.extend(some);
+        match next {
+            Some(next) => from = next,
+            None => break,
+        }
+    }
+    Index::commit(transaction).unwrap();
+    assert_eq!(unused, [ContentHash::of(b"one")], "once nothing uses it any more");
+    assert!(collection.chains(&name(), &TreePath::root()).unwrap().is_empty());
+    assert!(versions(&collection, 0).is_empty());
 }

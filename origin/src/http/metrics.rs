@@ -10,6 +10,7 @@ use prometheus_client::registry::{Registry, Unit};
 use syncd_runtime::metrics::{Value, Values, seconds};
 use syncd_shared::{AgentState, CheckOutcome, GenerationNumber};
 
+use crate::collected::{Collection, DirectoryFigures};
 use crate::commit::State;
 use crate::fleet::rollout::Phase;
 use crate::fleet::{AgentView, FleetView};
@@ -29,6 +30,8 @@ pub struct Sources {
     pub store: Arc<Store>,
     pub keys: Arc<Keys>,
     pub data: PathBuf,
+    /// `None`: there are none.
+    pub collected: Option<Collection>,
 }
 
 /// The registry of one answer. Blocks for reads of the index.
@@ -42,6 +45,9 @@ pub fn registry(sources: &Sources) -> Registry {
     rollout(&mut registry, &now);
     agents(&mut registry, &now);
     data(&mut registry, sources);
+    if let Some(collection) = &sources.collected {
+        collected(&mut registry, collection);
+    }
     certificates(&mut registry, &sources.keys);
     // A source that is no directory has no watches.
     let watch = sources.state.watch.as_ref().map_or((0, 0), |watch| (watch.watched() as u64, watch.limit()));
@@ -225,6 +231,21 @@ fn data(registry: &mut Registry, sources: &Sources) {
         let free = Value::new(disk.f_bavail.saturating_mul(disk.f_frsize));
         registry.register_with_unit("data_free", "Free space for DATA", Unit::Bytes, free);
     }
+}
+
+/// Figures of the collected directories. They have no series if the index can't be read.
+fn collected(registry: &mut Registry, collection: &Collection) {
+    let names = collection.names().unwrap_or_default();
+    let figures: Vec<_> = names.iter().filter_map(|name| collection.figures(name).ok()).collect();
+    let by = |value: fn(&DirectoryFigures) -> u64| {
+        Values::by(&["directory"], figures.iter().map(|figures| (figures.name.to_string(), value(figures))))
+    };
+    let bytes = by(|figures| figures.bytes);
+    registry.register_with_unit("collected", "Current files of a collected directory", Unit::Bytes, bytes);
+    let help = "Contents that lost a conflict, which `collected conflicts` lists";
+    registry.register("collected_conflicts", help, by(|figures| figures.conflicts));
+    let help = "Changes that rules or quota refused since the start";
+    registry.register("collected_refused", help, by(|figures| figures.refused));
 }
 
 /// Bytes of the files in a directory; 0 if it can't be read.

@@ -301,6 +301,7 @@ mod tests {
             history_bytes: Some(1 << 30),
             publish: None,
             purge: None,
+            collected: Vec::new(),
             polled: Vec::new(),
             warnings: Vec::new(),
             agents,

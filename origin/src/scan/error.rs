@@ -10,11 +10,11 @@ use syncd_shared::marks::Mark;
 use syncd_shared::tree_path::TreePathError;
 use syncd_shared::{Component, TreePath};
 
-use crate::ignore_rules::IgnoreError;
 use crate::source::GitError;
 use crate::store::StoreError;
 use crate::tree_objects::TreeObjectError;
 use crate::watch::CookieError;
+use syncd_shared::ignore_rules::IgnoreError;
 
 /// Reasons that a scan failed. Nothing may be sealed then, and the last generation stays current.
 #[derive(Debug, thiserror::Error)]

@@ -16,7 +16,7 @@ use syncd_shared::{Component, TreePath};
 use super::error::ScanError;
 use super::file_stat::FileStat;
 use super::notices::Notices;
-use crate::ignore_rules::{IGNORE_FILE, IGNORE_FILE_MAX_BYTES, IgnoreError, file_in};
+use syncd_shared::ignore_rules::{IGNORE_FILE, IGNORE_FILE_MAX_BYTES, IgnoreError, file_in};
 
 /// A listed directory.
 #[derive(Debug)]

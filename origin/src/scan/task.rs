@@ -6,7 +6,7 @@ use super::error::ScanError;
 use super::pending::Previous;
 use super::scope::Plan;
 use super::stat_record::StatRecord;
-use crate::ignore_rules::IgnoreRules;
+use syncd_shared::ignore_rules::IgnoreRules;
 
 /// The task for a directory.
 #[derive(Clone, Copy)]

@@ -33,10 +33,10 @@ use super::stat_rows;
 use super::symlink_target::leaves_tree;
 use super::task::{Known, Place, Task, join};
 use super::{MtimePolicy, Progress, ScanOptions, SymlinkPolicy, Withheld, content_paths};
-use crate::ignore_rules::{IgnoreRules, is_own};
 use crate::store::Writer;
 use crate::tree_objects::{TreeObjectError, TreeObjects};
 use crate::watch::{Hints, Watch};
+use syncd_shared::ignore_rules::{IgnoreRules, is_own};
 
 /// Inputs of a pass.
 pub(super) struct Pass<'a> {

@@ -18,6 +18,7 @@ use syncd_proto::v1::collected_down::Message as Down;
 use syncd_proto::v1::collected_server::Collected;
 use syncd_proto::v1::collected_up::Message as Up;
 use syncd_proto::v1::collected_upload::Message as UploadMessage;
+use syncd_runtime::rate::Bucket;
 use syncd_shared::ContentHash;
 use syncd_shared::collected::message::{Decision, MessageError, content, path};
 use syncd_shared::collected::{Change, CollectedName};
@@ -31,7 +32,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::Services;
 use super::error::{ServeError, status};
 use super::replication::{invalid, peer};
-use crate::collected::{CollectError, Collection, NodeChange};
+use crate::collected::{CollectError, CollectedOptions, Collection, NodeChange};
 
 /// Messages queued for a connection.
 const QUEUE: usize = 16;
@@ -78,6 +79,7 @@ fn code(error: &CollectError) -> tonic::Code {
     match error {
         CollectError::Content { .. } | CollectError::Size { .. } => tonic::Code::InvalidArgument,
         CollectError::UnknownDirectory => tonic::Code::NotFound,
+        CollectError::NoSpace { .. } => tonic::Code::ResourceExhausted,
         _ => tonic::Code::Internal,
     }
 }
@@ -85,18 +87,40 @@ fn code(error: &CollectError) -> tonic::Code {
 /// The streams of nodes by name: the token that ends the newest, and a lock that it holds.
 type Sessions = Arc<Mutex<HashMap<String, (CancellationToken, Arc<tokio::sync::Mutex<()>>)>>>;
 
+/// Limits of uploads, by directory and node.
+#[derive(Default)]
+struct Rates(Mutex<HashMap<(CollectedName, String), Arc<Bucket>>>);
+
+impl Rates {
+    /// `None`: uploads to this directory are not limited.
+    fn of(&self, options: &CollectedOptions, node: &str) -> Option<Arc<Bucket>> {
+        let rate = options.rate?;
+        let mut buckets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let bucket = buckets.entry((options.name.clone(), node.to_owned()));
+        Some(bucket.or_insert_with(|| Arc::new(Bucket::new(rate))).clone())
+    }
+}
+
 pub(super) struct Collect {
     services: Services,
     collection: Collection,
     sessions: Sessions,
     transfers: Arc<Semaphore>,
+    rates: Rates,
     shutdown: CancellationToken,
 }
 
 impl Collect {
     pub(super) fn new(services: Services, collection: Collection, shutdown: CancellationToken) -> Self {
         let transfers = Arc::new(Semaphore::new(TRANSFERS_MAX));
-        Self { services, collection, sessions: Sessions::default(), transfers, shutdown }
+        Self {
+            services,
+            collection,
+            sessions: Sessions::default(),
+            transfers,
+            rates: Rates::default(),
+            shutdown,
+        }
     }
 
     async fn permit(&self) -> Result<OwnedSemaphorePermit, Status> {
@@ -180,9 +204,13 @@ impl Session {
             self.sent.insert(name.clone(), after);
         }
         let line = Bytes::copy_from_slice(&self.collection.line());
-        let directory =
-            |name: &CollectedName| v1::CollectedDirectory { name: name.to_string(), line: line.clone() };
-        let directories = names.iter().map(directory).collect();
+        let directory = |options: &CollectedOptions| v1::CollectedDirectory {
+            name: options.name.to_string(),
+            line: line.clone(),
+            ignore: options.ignore.clone(),
+            deny: options.deny.clone(),
+        };
+        let directories = self.collection.directories().map(directory).collect();
         self.send(Down::Welcome(v1::CollectedWelcome { directories })).await;
         Ok(())
     }
@@ -289,7 +317,8 @@ impl Collected for Collect {
     ) -> Result<Response<v1::CollectedUploaded>, Status> {
         let peer = peer(&request, &self.services).map_err(|e| status(&e))?;
         let _permit = self.permit().await?;
-        let work = receive(&self.collection, request.into_inner());
+        let node = peer.name.to_string();
+        let work = receive(&self.collection, &self.rates, &node, request.into_inner());
         let replaced = CancellationToken::new();
         until_ended(&self.services, &peer, &self.shutdown, &replaced, work).await?;
         Ok(Response::new(v1::CollectedUploaded {}))
@@ -318,6 +347,8 @@ impl Collected for Collect {
 /// Receives a content. It is durable on return. Its writer blocks a thread of its own.
 async fn receive(
     collection: &Collection,
+    rates: &Rates,
+    node: &str,
     mut incoming: Streaming<v1::CollectedUpload>,
 ) -> Result<(), ExchangeError> {
     let first = next_piece(&mut incoming).await?;
@@ -325,7 +356,8 @@ async fn receive(
         return Err(ServeError::Missing { field: "content" }.into());
     };
     let (hash, size) = (content(&first.content)?, first.size);
-    let limit = collection.directory(&name(&first.directory)?)?.max_bytes;
+    let options = collection.directory(&name(&first.directory)?)?;
+    let (limit, rate) = (options.max_bytes, rates.of(options, node));
     if size > limit {
         return Err(ExchangeError::TooLarge { actual: size, limit });
     }
@@ -336,6 +368,9 @@ async fn receive(
         let UploadMessage::Piece(piece) = message else {
             return Err(ServeError::OutOfOrder { what: "a content" }.into());
         };
+        if let Some(bucket) = &rate {
+            bucket.pass(piece.len()).await;
+        }
         // The writer has failed: it says why.
         if pieces.send(Some(piece)).await.is_err() {
             break;

@@ -117,6 +117,8 @@ struct Origin {
     options: ServeOptions,
     keys: Arc<Keys>,
     store: Arc<Store>,
+    /// `None`: none is configured, and DATA has none.
+    collected: Option<Collection>,
     shutdown: CancellationToken,
     tasks: TaskTracker,
 }
@@ -138,19 +140,30 @@ struct Core {
 
 impl Origin {
     async fn open(options: ServeOptions) -> Result<Self, StartError> {
-        let data = options.data.clone();
-        let opened = tokio::task::spawn_blocking(move || open(&data)).await;
-        let (keys, store) = opened.unwrap_or(Err(StartError::Interrupted))?;
+        let (data, directories) = (options.data.clone(), options.collected.clone());
+        if options.git.is_some() && !directories.is_empty() {
+            return Err(StartError::CollectFromGit);
+        }
+        let opened = tokio::task::spawn_blocking(move || {
+            let (keys, store) = open(&data)?;
+            let collected = match directories.is_empty() {
+                true => Collection::open_existing(&data)?,
+                false => Some(Collection::open(&data, directories)?),
+            };
+            Ok((keys, store, collected))
+        });
+        let (keys, store, collected) = opened.await.unwrap_or(Err(StartError::Interrupted))?;
         if let Err(source) = std::fs::read_dir(&options.tree)
             && store.latest()?.is_none()
         {
             return Err(StartError::NoTree { tree: options.tree, source });
         }
-        Ok(Self { options, keys, store, shutdown: CancellationToken::new(), tasks: TaskTracker::new() })
+        let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
+        Ok(Self { options, keys, store, collected, shutdown, tasks })
     }
 
     fn start_core(&self, fence: Option<FencedCommits>) -> Result<Core, StartError> {
-        let Self { options, keys, store, shutdown, tasks } = self;
+        let Self { options, keys, store, collected, shutdown, tasks } = self;
         let (observed_sender, observed) = mpsc::channel(OBSERVED_QUEUE);
         let planner = Planner::new(store.clone(), &options.data, PlanBudget::default())?;
         let fleet = Fleet::start(store.clone(), keys.clone(), observed_sender, shutdown.clone(), tasks)?;
@@ -158,7 +171,7 @@ impl Origin {
         let gate = CollectionGate::default();
         let sealer = Sealer::open(Parts {
             source,
-            options: options.scan(),
+            options: options.scan(collected.as_ref()),
             store: store.clone(),
             keys: keys.clone(),
             retention: options.retention,
@@ -210,13 +223,9 @@ impl Origin {
     }
 
     fn serve(self, core: Core, sockets: Sockets) -> Result<Running, StartError> {
-        let Self { options, keys, store, shutdown, tasks } = self;
+        let Self { options, keys, store, collected, shutdown, tasks } = self;
         let Core { planner, fleet, watch, new_directories, gate, committer } = core;
         let Sockets { grpc, grpc_address, http, http_address, page, admin } = sockets;
-        let collected = match options.collected.as_slice() {
-            [] => None,
-            directories => Some(Collection::open(&options.data, directories.to_vec())?),
-        };
         let limit = options.bwlimit.map(|rate| Arc::new(Bucket::new(rate)));
         let publish = options.publish.map(|publishing| {
             let (store, keys) = (store.clone(), keys.clone());
@@ -237,7 +246,13 @@ impl Origin {
             tasks.spawn(task);
             view
         });
-        let services = Services { keys: keys.clone(), fleet: fleet.clone(), planner, limit, collected };
+        // A directory that is no longer configured stays in DATA, and is not offered to nodes.
+        let offered = collected.clone().filter(|_| !options.collected.is_empty());
+        let services =
+            Services { keys: keys.clone(), fleet: fleet.clone(), planner, limit, collected: offered };
+        if let Some(collection) = &collected {
+            tasks.spawn(upkeep::expire_collected(collection.clone(), shutdown.clone()));
+        }
         tasks.spawn(serve::serve(grpc, services, shutdown.clone())?);
         tasks.spawn(upkeep::keep_certificate(keys.clone(), shutdown.clone()));
         let (trouble, data_trouble) = watch::channel(None);
@@ -254,9 +269,10 @@ impl Origin {
             purge,
             watch,
         };
-        let directory =
-            Arc::new(DataDirectory::new(store.clone(), keys.clone(), gate, Some(options.tree.clone())));
-        let sources = metrics::Sources { state: state.clone(), store, keys, data: options.data.clone() };
+        let directory = DataDirectory::new(store.clone(), keys.clone(), gate, Some(options.tree.clone()));
+        let directory = Arc::new(directory.with_collected(collected.clone()));
+        let data = options.data.clone();
+        let sources = metrics::Sources { state: state.clone(), store, keys, data, collected };
         let page = Ports { http, http_address, page }.serve(sources, directory.clone(), &tasks, &shutdown)?;
         let events = Events::start(&options.data, state.clone(), shutdown.clone(), &tasks)?;
         let audit = Audit::open(&options.data)?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use syncd_runtime::rate::Rate;
 use syncd_shared::TreePath;
 
-use crate::collected::CollectedOptions;
+use crate::collected::{CollectedOptions, Collection};
 use crate::commit::Trigger;
 use crate::fleet::rollout::Policies;
 use crate::publish::PublishOptions;
@@ -51,16 +51,24 @@ pub struct ServeOptions {
     pub publish: Option<PublishOptions>,
     /// `--purge`, `--purge-site`.
     pub purge: Option<PurgeOptions>,
-    /// Collected directories. No option or key sets them yet.
+    /// Tables `[collect.NAME]`.
     pub collected: Vec<CollectedOptions>,
     /// Group whose members may use the admin socket.
     pub admin_group: Option<u32>,
 }
 
 impl ServeOptions {
-    pub(super) fn scan(&self) -> ScanOptions {
+    /// Directories that must not be published yet are left out, with a line in the log.
+    pub(super) fn scan(&self, collection: Option<&Collection>) -> ScanOptions {
+        let is_published = |one: &&CollectedOptions| {
+            let reason = collection.and_then(|collection| collection.withheld(one, &self.tree));
+            if let Some(reason) = &reason {
+                tracing::error!(directory = %one.name, reason, "a collected directory is not published");
+            }
+            reason.is_none()
+        };
         let place = |one: &CollectedOptions| (one.path.clone(), one.name.clone(), one.owner);
-        let collected = CollectedPlaces::new(self.collected.iter().map(place));
+        let collected = CollectedPlaces::new(self.collected.iter().filter(is_published).map(place));
         ScanOptions { mtime: self.mtime, symlinks: self.symlinks, collected, ..ScanOptions::default() }
     }
 }

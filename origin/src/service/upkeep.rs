@@ -7,6 +7,7 @@ use time::OffsetDateTime;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::collected::Collection;
 use crate::error_chain;
 use crate::keys::Keys;
 use crate::state::DataTrouble;
@@ -14,6 +15,8 @@ use crate::store::Store;
 
 /// Interval of checks of the origin's certificate.
 const CERTIFICATE_LOOK: Duration = Duration::from_secs(24 * 60 * 60);
+/// Interval at which old versions of collected files are forgotten.
+const EXPIRE_EVERY: Duration = Duration::from_secs(24 * 60 * 60);
 /// Interval of checks of DATA.
 const DATA_LOOK: Duration = Duration::from_secs(2);
 
@@ -49,6 +52,22 @@ pub(super) async fn keep_certificate(keys: Arc<Keys>, shutdown: CancellationToke
         let keys = keys.clone();
         // Fails only if the runtime is shutting down.
         let _ = tokio::task::spawn_blocking(move || look_after(&keys)).await;
+    }
+}
+
+/// Has old versions of collected files forgotten, once a day.
+pub(super) async fn expire_collected(collection: Collection, shutdown: CancellationToken) {
+    loop {
+        let mut next = Some(Vec::new());
+        while let Some(from) = next {
+            next = collection.expire(from).await.unwrap_or_else(|error| {
+                tracing::error!(error = %error_chain(&error), "old versions of collected files stay");
+                None
+            });
+        }
+        if shutdown.run_until_cancelled(tokio::time::sleep(EXPIRE_EVERY)).await.is_none() {
+            return;
+        }
     }
 }
 

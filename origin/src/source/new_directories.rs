@@ -13,9 +13,9 @@ use std::thread::JoinHandle;
 use rustix::fs::FileType;
 use syncd_shared::TreePath;
 
-use crate::ignore_rules::{IgnoreRules, is_own};
 use crate::scan::{OpenDirectory, ScanError};
 use crate::watch::Watch;
+use syncd_shared::ignore_rules::{IgnoreRules, is_own};
 
 /// The thread. Dropping this ends it.
 pub struct NewDirectories {

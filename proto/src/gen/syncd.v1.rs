@@ -1692,6 +1692,12 @@ pub struct CollectedDirectory {
     /// The line of numbers. If the node's journal is of another line, it is void.
     #[prost(bytes = "bytes", tag = "2")]
     pub line: ::prost::bytes::Bytes,
+    /// Patterns of files that stay on their node.
+    #[prost(string, repeated, tag = "3")]
+    pub ignore: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Patterns of files that are refused.
+    #[prost(string, repeated, tag = "4")]
+    pub deny: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// The newest version of a path. Numbers go up within a directory; paths changed again are left out.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

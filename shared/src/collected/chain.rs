@@ -18,6 +18,8 @@ pub struct Chain {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Past {
     pub version: Version,
+    /// When it was taken, in milliseconds since 1970.
+    pub since_ms: u64,
     /// When another version took its place, in milliseconds since 1970.
     pub until_ms: u64,
 }
@@ -65,6 +67,15 @@ impl Chain {
         &self.past
     }
 
+    /// The state at a moment, as far as it is remembered: past directories are not.
+    pub fn state_at(&self, at_ms: u64) -> State {
+        if self.since_ms <= at_ms {
+            return self.current.state;
+        }
+        let was_there = |past: &&Past| (past.since_ms..past.until_ms).contains(&at_ms);
+        self.past.iter().find(was_there).map_or(State::Absent, |past| past.version.state)
+    }
+
     /// Whether the content is, or was, current here.
     pub fn has_seen(&self, content: ContentHash) -> bool {
         self.current.state.content() == Some(content) || self.was_current(content)
@@ -107,9 +118,9 @@ impl Chain {
     /// Makes `version` the current one. Its number must be the highest so far.
     pub fn take(&mut self, version: Version, now_ms: u64) {
         let before = std::mem::replace(&mut self.current, version);
-        self.since_ms = now_ms;
+        let since_ms = std::mem::replace(&mut self.since_ms, now_ms);
         if before.state.content().is_some() && !before.state.has_content_of(&version.state) {
-            self.past.push(Past { version: before, until_ms: now_ms });
+            self.past.push(Past { version: before, since_ms, until_ms: now_ms });
         }
         let excess = self.past.len().saturating_sub(COLLECTED_PAST_MAX);
         self.past.drain(..excess);
@@ -186,6 +197,13 @@ mod tests {
         let directory = Change { base: VersionNumber::NONE, state: State::Directory { mode: 0o755 } };
         assert_eq!(Chain::default().judge(&directory, Around::FileAbove), Verdict::Old);
         assert_eq!(Chain::default().judge(&directory, Around::EntriesBelow), Verdict::Take);
+    }
+
+    #[test]
+    fn the_state_at_a_moment_is_what_was_current_then() {
+        let edited = chain(&[file(1), State::Absent, file(2), file(3)]);
+        let expected = [State::Absent, file(1), State::Absent, file(2), file(3), file(3)];
+        assert_eq!([0, 1, 2, 3, 4, 5].map(|at| edited.state_at(at)), expected);
     }
 
     #[test]

@@ -7,7 +7,8 @@
 //! state:   u8 kind: 0 absent, 1 directory, 2 file; a directory: u16 mode;
 //!          a file: 32 content hash, u64 size, u16 mode, i64 mtime seconds, u32 mtime nanoseconds
 //! version: u64 number, state
-//! chain:   version, u64 since, u32 count, per past version: version, u64 until
+//! chain:   version, u64 since, u32 count, per past version: version, u64 since,
+//!          u64 until
 //! row:     u8 flags: 1 base, 2 newest, 4 sent; the versions base and newest, the state sent
 //! loser:   state, u64 at, u16 length, name of the node, path
 //! ```
@@ -66,6 +67,7 @@ impl Chain {
         out.extend_from_slice(&(self.past().len() as u32).to_le_bytes());
         for past in self.past() {
             put_version(&mut out, &past.version);
+            out.extend_from_slice(&past.since_ms.to_le_bytes());
             out.extend_from_slice(&past.until_ms.to_le_bytes());
         }
         out
@@ -75,7 +77,9 @@ impl Chain {
         let mut reader = Reader(bytes);
         let (current, since_ms) = (reader.version()?, reader.u64()?);
         let count = u32::from_le_bytes(reader.take()?);
-        let past = (0..count).map(|_| Ok(Past { version: reader.version()?, until_ms: reader.u64()? }));
+        let mut past =
+            || Ok(Past { version: reader.version()?, since_ms: reader.u64()?, until_ms: reader.u64()? });
+        let past = (0..count).map(|_| past());
         let past = past.collect::<Result<Vec<_>, StoredError>>()?;
         Ok(Self::from_parts(current, since_ms, past))
     }

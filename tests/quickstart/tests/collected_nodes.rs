@@ -29,8 +29,11 @@ fn collected() -> CollectedOptions {
         path: TreePath::from_bytes(b"wp-content/uploads").expect("a path"),
         owner: (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()),
         deny: vec!["*.php".into()],
+        ignore: Vec::new(),
         max_bytes: 1 << 30,
+        node_max_bytes: None,
         losers_max_bytes: 1 << 30,
+        rate: None,
     }
 }
 
@@ -242,7 +245,7 @@ async fn nodes_without_their_origin_go_on_and_end_equal() {
     let _temp = world.stop().await;
     let collection = Collection::open(&data, vec![collected()]).expect("the index");
     let losers = collection.losers(&collected().name).expect("losers");
-    let [loser] = &losers[..] else { panic!("{losers:?}") };
+    let [(_, loser)] = &losers[..] else { panic!("{losers:?}") };
     let loser_node = if winner == "of the first" { "web1" } else { "web0" };
     assert_eq!((loser.node.as_str(), loser.path.to_string()), (loser_node, "shared.jpg".to_owned()));
     assert!(collection.contents().has(&loser.file.content, loser.file.size));

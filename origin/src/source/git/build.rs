@@ -18,10 +18,10 @@ use super::error::GitError;
 use super::repository::{Id, Item, ItemKind, Repository};
 use super::times::Touched;
 use super::{GitOptions, Lfs, Submodules};
-use crate::ignore_rules::{IGNORE_FILE, IgnoreError, IgnoreRules, file_in};
 use crate::scan::{ContentWriter, ScanError, SymlinkPolicy, leaves_tree, tell_contents};
 use crate::store::Writer;
 use crate::tree_objects::{TreeObjectError, TreeObjects};
+use syncd_shared::ignore_rules::{IGNORE_FILE, IgnoreError, IgnoreRules, file_in};
 
 /// Largest file. Objects of git are unpacked in memory.
 const FILE_MAX_BYTES: u64 = 2 * 1024 * 1024 * 1024;

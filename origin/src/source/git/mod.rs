@@ -26,7 +26,6 @@ use std::time::{Duration, Instant};
 use syncd_shared::{RootEntry, TreePath};
 
 use super::{Changes, OpenFile, Snapshot, SnapshotFate, SnapshotJob, TreeSource};
-use crate::ignore_rules::IGNORE_FILE;
 use crate::scan::{ScanError, Withheld, guard};
 use crate::tree_objects::TreeObjects;
 use build::{Base, Build, Times};
@@ -34,6 +33,7 @@ pub use error::GitError;
 use record::Record;
 use reference_watch::ReferenceWatch;
 use repository::{Commit, Id, Repository};
+use syncd_shared::ignore_rules::IGNORE_FILE;
 use times::Histories;
 
 /// Options of a git repository.

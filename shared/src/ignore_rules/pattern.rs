@@ -7,7 +7,7 @@
 //! Matching walks the states of the pattern in parallel, so its time is at most the product of the lengths of
 //! pattern and path.
 
-use syncd_shared::limits::PATH_MAX_BYTES;
+use crate::limits::PATH_MAX_BYTES;
 
 /// Reasons to reject a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -12,7 +12,7 @@ mod tests;
 
 use std::sync::Arc;
 
-use syncd_shared::{Component, TreePath};
+use crate::tree_path::{Component, TreePath};
 
 use pattern::Pattern;
 pub use pattern::PatternError;
@@ -92,6 +92,13 @@ impl IgnoreRules {
         Ok(Self(Some(Arc::new(Level { above: self.clone(), directory: directory.clone(), patterns }))))
     }
 
+    /// Whether the entry `path`, or a directory above it, is excluded.
+    pub fn excludes_within(&self, path: &TreePath, is_directory: bool) -> bool {
+        let above = |path: &TreePath| path.split_last().map(|(parent, _)| parent);
+        let mut directories = std::iter::successors(above(path), above);
+        self.excludes(path, is_directory) || directories.any(|directory| self.excludes(&directory, true))
+    }
+
     /// Whether the entry `path` is excluded. Must not be called for entries below an excluded directory.
     pub fn excludes(&self, path: &TreePath, is_directory: bool) -> bool {
         match path.split_last() {
@@ -111,7 +118,7 @@ impl IgnoreRules {
 }
 
 /// Path of a directory's rules file.
-pub(crate) fn file_in(directory: &TreePath) -> TreePath {
+pub fn file_in(directory: &TreePath) -> TreePath {
     let name = Component::new(IGNORE_FILE.as_bytes()).ok();
     name.and_then(|name| directory.join(&name).ok()).unwrap_or_else(|| directory.clone())
 }

@@ -1,0 +1,312 @@
+//! Requests about collected directories.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use indicatif::HumanBytes;
+use serde::{Deserialize, Serialize};
+use syncd_shared::TreePath;
+use syncd_shared::collected::{CollectedName, CollectedNameError, Loser, State};
+use syncd_shared::text::{counted, rfc3339};
+use syncd_shared::tree_path::TreePathError;
+
+use super::protocol::Reply;
+use crate::collected::{CollectError, Collection, HistoryVersion, Moved};
+
+/// Paths left out that an answer names.
+const NAMED_MAX: usize = 20;
+
+/// `collected`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "action", rename_all = "snake_case")]
+pub enum CollectedAction {
+    List,
+    Conflicts { name: Option<String> },
+    History { name: String, path: String },
+    Restore { name: String, what: RestoreWhat },
+    Adopt { name: String, directory: Option<PathBuf> },
+    Release { name: String, directory: PathBuf },
+}
+
+impl CollectedAction {
+    pub fn only_reads(&self) -> bool {
+        matches!(self, Self::List | Self::Conflicts { .. } | Self::History { .. })
+    }
+}
+
+/// The versions that become current again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "restore", rename_all = "snake_case")]
+pub enum RestoreWhat {
+    /// A version of a path.
+    Version { path: String, number: u64 },
+    /// A content that lost a conflict.
+    Conflict { number: u64 },
+    /// The states at a moment, at a path and below it.
+    Before {
+        path: Option<String>,
+        at_ms: u64,
+        /// Only where this node made the current version.
+        node: Option<String>,
+    },
+}
+
+/// Reasons that a request failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CollectedRequestError {
+    #[error("this origin collects no directory: a table [collect.NAME] of its configuration sets one up")]
+    None,
+    #[error(transparent)]
+    Name(#[from] CollectedNameError),
+    #[error("the path")]
+    Path(#[from] TreePathError),
+    #[error(transparent)]
+    Collect(#[from] CollectError),
+    #[error(transparent)]
+    Shared(#[from] Arc<CollectError>),
+    #[error("{path} has no version {number}: `syncd-origin collected history` lists them")]
+    NoVersion { path: TreePath, number: u64 },
+    #[error("there is no conflict {number}: `syncd-origin collected conflicts` lists them")]
+    NoConflict { number: u64 },
+    #[error("no origin serves this data directory: start `syncd-origin serve` first")]
+    NotServing,
+}
+
+/// A collected directory, for `status` and `collected list`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CollectedLine {
+    pub name: String,
+    /// Path in the tree; `None`: no table of the configuration has the name.
+    pub path: Option<String>,
+    /// Bytes of all current files.
+    pub bytes: u64,
+    pub max_bytes: Option<u64>,
+    /// Contents that lost a conflict.
+    pub conflicts: u64,
+    /// Changes that rules or quota refused since the start.
+    pub refused: u64,
+    /// Reason that the nodes have no link to it yet.
+    pub withheld: Option<String>,
+}
+
+impl CollectedLine {
+    /// One line, without a line feed.
+    pub fn to_text(&self) -> String {
+        let Self { name, path, bytes, max_bytes, conflicts, refused, withheld } = self;
+        let of = max_bytes.map(|most| format!(" of {}", HumanBytes(most))).unwrap_or_default();
+        let path = path.as_deref().unwrap_or("not configured");
+        let mut text = format!("{name} ({path})   {}{of}", HumanBytes(*bytes));
+        for (number, one, many) in
+            [(*conflicts, "conflict", "conflicts"), (*refused, "refused change", "refused changes")]
+        {
+            if number > 0 {
+                text += &format!("   {}", counted(number, one, many));
+            }
+        }
+        if let Some(reason) = withheld {
+            text += &format!("   {reason}");
+        }
+        text
+    }
+}
+
+/// A content that lost a conflict.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConflictLine {
+    /// As accepted by `collected restore --conflict`.
+    pub conflict: u64,
+    pub name: String,
+    pub path: String,
+    /// The node that sent it.
+    pub node: String,
+    pub bytes: u64,
+    /// When it arrived, RFC 3339.
+    pub at: String,
+    pub content: String,
+}
+
+impl ConflictLine {
+    fn new(name: &CollectedName, (number, loser): &(u64, Loser)) -> Self {
+        Self {
+            conflict: *number,
+            name: name.to_string(),
+            path: loser.path.to_string(),
+            node: loser.node.clone(),
+            bytes: loser.file.size,
+            at: time(loser.at_ms),
+            content: loser.file.content.to_string(),
+        }
+    }
+
+    pub fn to_text(&self) -> String {
+        let Self { conflict, name, path, node, bytes, at, .. } = self;
+        format!("{conflict:6}  {at}  {:>11}  {node}  {name}/{path}", HumanBytes(*bytes).to_string())
+    }
+}
+
+/// A version of a path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VersionLine {
+    /// As accepted by `collected restore --version`.
+    pub version: u64,
+    /// `file`, `directory` or `absent`.
+    pub kind: String,
+    pub bytes: Option<u64>,
+    /// Hash of the content, hexadecimal.
+    pub content: Option<String>,
+    /// The node that made it.
+    pub node: String,
+    /// RFC 3339.
+    pub since: String,
+    /// RFC 3339; `None`: it is current.
+    pub until: Option<String>,
+}
+
+impl VersionLine {
+    fn new(of: &HistoryVersion) -> Self {
+        let (kind, bytes) = match of.version.state {
+            State::Absent => ("absent", None),
+            State::Directory { .. } => ("directory", None),
+            State::File(file) => ("file", Some(file.size)),
+        };
+        Self {
+            version: of.version.number.get(),
+            kind: kind.to_owned(),
+            bytes,
+            content: of.version.state.content().map(|content| content.to_string()),
+            node: of.node.clone(),
+            since: time(of.since_ms),
+            until: of.until_ms.map(time),
+        }
+    }
+
+    pub fn to_text(&self) -> String {
+        let Self { version, kind, bytes, node, since, until, .. } = self;
+        let bytes = bytes.map_or_else(|| kind.clone(), |bytes| HumanBytes(bytes).to_string());
+        let until = until.as_ref().map_or("current".to_owned(), |until| format!("until {until}"));
+        format!("{version:6}  {since}  {bytes:>11}  {node}  {until}")
+    }
+}
+
+fn time(ms: u64) -> String {
+    rfc3339(i64::try_from(ms - ms % 1000).unwrap_or(i64::MAX))
+}
+
+/// Describes all directories. `tree` is the content tree, while an origin serves.
+pub fn describe(collection: &Collection, tree: Option<&Path>) -> Result<Vec<CollectedLine>, CollectError> {
+    let line = |name: &CollectedName| {
+        let (figures, options) = (collection.figures(name)?, collection.directory(name).ok());
+        let withheld = options.zip(tree).and_then(|(options, tree)| {
+            let missing = options.check_parent(tree).err().map(|error| error.to_string());
+            missing.or_else(|| collection.withheld(options, tree))
+        });
+        Ok(CollectedLine {
+            name: name.to_string(),
+            path: options.map(|options| options.path.to_string()),
+            bytes: figures.bytes,
+            max_bytes: options.map(|options| options.max_bytes),
+            conflicts: figures.conflicts,
+            refused: figures.refused,
+            withheld,
+        })
+    };
+    collection.names()?.iter().map(line).collect()
+}
+
+/// Answers a request. `tree` is the content tree, while an origin serves. Blocks.
+pub fn answer(
+    collection: Option<Collection>,
+    tree: Option<&Path>,
+    action: CollectedAction,
+    lines: &mut dyn FnMut(Reply) -> bool,
+) -> Result<(), CollectedRequestError> {
+    let collection = collection.ok_or(CollectedRequestError::None)?;
+    match action {
+        CollectedAction::List => {
+            for line in describe(&collection, tree)? {
+                lines(Reply::Collected(line));
+            }
+        }
+        CollectedAction::Conflicts { name } => {
+            let names = match name {
+                Some(name) => vec![name.parse()?],
+                None => collection.names()?,
+            };
+            for name in names {
+                for loser in collection.losers(&name)? {
+                    lines(Reply::Conflict(ConflictLine::new(&name, &loser)));
+                }
+            }
+        }
+        CollectedAction::History { name, path } => {
+            for version in collection.history(&name.parse()?, &TreePath::from_bytes(path.as_bytes())?)? {
+                lines(Reply::Version(VersionLine::new(&version)));
+            }
+        }
+        CollectedAction::Restore { name, what } => {
+            let _ = tree.ok_or(CollectedRequestError::NotServing)?;
+            let name = name.parse()?;
+            let changes = restored(&collection, &name, what)?;
+            told(&collection.submit_all(&name, changes)?, "restored", lines);
+        }
+        CollectedAction::Adopt { name, directory } => {
+            let (tree, name) = (tree.ok_or(CollectedRequestError::NotServing)?, name.parse()?);
+            let usual = || Ok::<_, CollectError>(collection.directory(&name)?.place_in(tree));
+            let from = directory.map_or_else(usual, Ok)?;
+            told(&collection.adopt(&name, &from)?, "adopted", lines);
+        }
+        CollectedAction::Release { name, directory } => {
+            told(&collection.release(&name.parse()?, &directory)?, "written", lines);
+        }
+    }
+    Ok(())
+}
+
+fn told(moved: &Moved, done: &str, lines: &mut dyn FnMut(Reply) -> bool) {
+    for text in moved.left_out.iter().take(NAMED_MAX) {
+        lines(Reply::Remark { text: format!("left out: {text}") });
+    }
+    let more = moved.left_out.len().saturating_sub(NAMED_MAX) as u64;
+    if more > 0 {
+        lines(Reply::Remark { text: format!("left out: {} more", counted(more, "path", "paths")) });
+    }
+    lines(Reply::Remark { text: format!("{}: {done}", counted(moved.files, "file", "files")) });
+}
+
+/// The changes that a restore makes. Removals come first, the deepest before the others.
+fn restored(
+    collection: &Collection,
+    name: &CollectedName,
+    what: RestoreWhat,
+) -> Result<Vec<(TreePath, State)>, CollectedRequestError> {
+    match what {
+        RestoreWhat::Version { path, number } => {
+            let path = TreePath::from_bytes(path.as_bytes())?;
+            let history = collection.history(name, &path)?;
+            let found = history.iter().find(|one| one.version.number.get() == number);
+            let state = found.map(|one| one.version.state);
+            let state = state.ok_or(CollectedRequestError::NoVersion { path: path.clone(), number })?;
+            Ok(vec![(path, state)])
+        }
+        RestoreWhat::Conflict { number } => {
+            let losers = collection.losers(name)?;
+            let found = losers.into_iter().find(|(one, _)| *one == number);
+            let (_, loser) = found.ok_or(CollectedRequestError::NoConflict { number })?;
+            Ok(vec![(loser.path, State::File(loser.file))])
+        }
+        RestoreWhat::Before { path, at_ms, node } => {
+            let below = path.map_or(Ok(TreePath::root()), |path| TreePath::from_bytes(path.as_bytes()))?;
+            let (mut removed, mut made) = (Vec::new(), Vec::new());
+            for (path, chain, by) in collection.chains(name, &below)? {
+                let (now, then) = (chain.current().state, chain.state_at(at_ms));
+                if now == then || node.as_ref().is_some_and(|node| *node != by) {
+                    continue;
+                }
+                if then == State::Absent { &mut removed } else { &mut made }.push((path, then));
+            }
+            removed.reverse();
+            removed.extend(made);
+            Ok(removed)
+        }
+    }
+}
