@@ -15,7 +15,6 @@ use syncd_runtime::rate::Rate;
 
 use crate::check::CheckOptions;
 use crate::follow::FollowOptions;
-use crate::hooks;
 use crate::state::swap::Swap;
 
 /// Default of `--root`.
@@ -60,8 +59,8 @@ pub struct RunOptions {
     pub on_activate: Option<String>,
     /// The node's own check; `None`: none is set.
     pub check: Option<CheckOptions>,
-    /// Time limit of a hook.
-    pub hook_timeout: Duration,
+    /// Time limit of each hook; `None`: that of its kind.
+    pub hook_timeout: Option<Duration>,
     /// Limit of the rate at which bulk bytes are received.
     pub bwlimit: Option<Rate>,
 }
@@ -84,7 +83,7 @@ impl RunOptions {
             before_activate: None,
             on_activate: None,
             check: None,
-            hook_timeout: hooks::DEFAULT_TIMEOUT,
+            hook_timeout: None,
             bwlimit: None,
         }
     }

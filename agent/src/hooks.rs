@@ -54,6 +54,8 @@ use serde::{Deserialize, Serialize};
 use syncd_runtime::command::processes;
 use syncd_shared::{SignedGeneration, TreePath};
 
+use crate::check;
+
 #[cfg(any(test, feature = "testing"))]
 pub use self::after::HookRun;
 pub use self::after::{AfterHook, HookState, RunOutcome};
@@ -65,9 +67,6 @@ pub(crate) use self::pending::{Pending, decode_pending, encode_pending};
 pub(crate) use self::pending::{forget, left_due, protected};
 pub use self::run::Hook;
 pub(crate) use self::success::doubt;
-
-/// Default time limit of a hook.
-pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Calls a function with every changed path once, in path order.
 pub type Paths<'a> = dyn Fn(&mut dyn FnMut(&TreePath)) -> io::Result<()> + 'a;
@@ -81,6 +80,17 @@ pub enum HookName {
     OnActivate,
     /// `--check`, which runs as hooks do.
     Check,
+}
+
+impl HookName {
+    /// Default time limit of a hook.
+    pub fn limit(self) -> Duration {
+        match self {
+            Self::BeforeActivate => Duration::from_secs(30),
+            Self::OnActivate => Duration::from_secs(5),
+            Self::Check => check::TIMEOUT,
+        }
+    }
 }
 
 impl fmt::Display for HookName {

@@ -299,7 +299,8 @@ fn hooks(options: &RunOptions, live: Option<u64>) -> Hooks {
         );
     }
     let hook = |name, command: &Option<String>| {
-        command.as_ref().map(|command| Hook::new(name, command.clone(), options.hook_timeout, &state))
+        let limit = options.hook_timeout.unwrap_or(HookName::limit(name));
+        command.as_ref().map(|command| Hook::new(name, command.clone(), limit, &state))
     };
     Hooks {
         before: hook(HookName::BeforeActivate, &options.before_activate),

@@ -9,21 +9,24 @@ pub mod processes;
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::process::{Pid, Signal, kill_process_group};
+use syncd_shared::limits::REASON_MAX_BYTES;
 use syncd_shared::text::one_line;
 use tokio_util::sync::CancellationToken;
 
 use self::processes::Mark;
 
-/// Bytes of a command's output that are kept for reports, as one line.
-pub const OUTPUT_MAX_BYTES: usize = 4 * 1024;
+/// Bytes of a command's output that are kept for reports, as one line. A report of [`REASON_MAX_BYTES`] has
+/// room for the end of the command as well.
+pub const OUTPUT_MAX_BYTES: usize = REASON_MAX_BYTES - 128;
 
 /// A command with what it gets.
 pub struct ShellCommand<'a> {
@@ -48,7 +51,7 @@ pub enum Ended {
         /// End of its output.
         output: String,
     },
-    /// It was killed, at its time limit or because the service stops.
+    /// It was killed, at its time limit or because nobody needs its result any more.
     Killed {
         /// End of its output.
         output: String,
@@ -85,6 +88,14 @@ impl ShellCommand<'_> {
             None => Ok(Ended::Killed { output: output.tail() }),
         }
     }
+}
+
+/// Standard input of these bytes: a file in memory.
+pub fn input_of(bytes: &[u8]) -> io::Result<File> {
+    let mut file = File::from(memfd_create("input", MemfdFlags::CLOEXEC)?);
+    file.write_all(bytes)?;
+    file.rewind()?;
+    Ok(file)
 }
 
 /// Collects the end of a command's standard and error output. A separate thread reads it, because children of

@@ -161,7 +161,12 @@ impl Agent {
     /// The command line of `run`.
     pub fn run_command(&self) -> Command {
         let mut command = self.program_under(&self.prefix);
-        command.arg("run").arg("--root").arg(&self.root).args(["--http", "127.0.0.1:0"]).args(&self.options);
+        command.arg("run").arg("--root").arg(&self.root).args(["--http", "127.0.0.1:0"]);
+        if !self.options.iter().any(|option| option == "--hook-timeout") {
+            // Hooks that reload a web server take longer than by default on a busy machine.
+            command.args(["--hook-timeout", "60s"]);
+        }
+        command.args(&self.options);
         clean_environment(&mut command);
         command.envs(self.environment.iter().cloned());
         command

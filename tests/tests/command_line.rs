@@ -95,7 +95,7 @@ fn a_wrong_value_is_told_with_its_option_its_source_and_an_example() {
         (agent, "verify-every", "SYNCD_VERIFY_EVERY", "7d"),
         (agent, "swap", "SYNCD_SWAP", "link"),
         (agent, "owner", "SYNCD_OWNER", "www-data:www-data"),
-        (agent, "hook-timeout", "SYNCD_HOOK_TIMEOUT", "60s"),
+        (agent, "check-timeout", "SYNCD_CHECK_TIMEOUT", "10s"),
         (agent, "bwlimit", "SYNCD_AGENT_BWLIMIT", "10M"),
         (agent, "http", "SYNCD_AGENT_HTTP", "0.0.0.0:8873"),
         (join, "name", "SYNCD_NAME", "as in web1"),

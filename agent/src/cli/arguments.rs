@@ -286,10 +286,10 @@ pub(super) struct Run {
     /// Command to run with `sh -c` before each activation. If it fails, the old generation stays live.
     #[arg(long, env = "SYNCD_BEFORE_ACTIVATE", value_name = "CMD")]
     pub(super) before_activate: Option<String>,
-    /// Time limit of a hook. A hook that takes longer is killed and counts as failed.
-    #[arg(long, env = "SYNCD_HOOK_TIMEOUT", default_value = "60s", value_name = "TIME",
-          value_parser = parse_time)]
-    pub(super) hook_timeout: Duration,
+    /// Time limit of each hook. A hook that takes longer is killed and counts as failed [default: 30s for
+    /// --before-activate, 5s for --on-activate].
+    #[arg(long, env = "SYNCD_HOOK_TIMEOUT", value_name = "TIME", value_parser = parse_time)]
+    pub(super) hook_timeout: Option<Duration>,
     /// Check of the live generation: a command for `sh -c`, or an http URL of this node. It must pass before
     /// and after each switch. If it fails after one, the node returns to the last generation that passed.
     #[arg(long, env = "SYNCD_CHECK", value_name = "CMD|URL")]

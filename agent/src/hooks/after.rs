@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use syncd_shared::TreePath;
@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::error::HookError;
 use super::pending::{Due, PENDING, Pending, SLOT_PATHS, encode_pending, load, remove_slot_paths};
-use super::run::{Hook, lock};
+use super::run::Hook;
 use super::success::remove;
 use super::{Changed, Occasion, Paths, success};
 use crate::backoff::Backoff;
@@ -338,7 +338,8 @@ impl AfterHook {
         }
         let (state, command) = (&self.hook.state, &self.hook.command);
         let before = success::Before::open(state);
-        self.hook.run_with_input(occasion, lines, Some(("SYNCD_SLOT_PATHS", &slot_paths)))?;
+        let slot_paths = Some(("SYNCD_SLOT_PATHS", slot_paths.as_path()));
+        self.hook.run_with_input(occasion, lines, slot_paths, &CancellationToken::new())?;
         let elapsed = started.elapsed();
         let mut inner = lock(&self.inner);
         // An activation noted during the run stays due with all its paths, so that the hook runs at least
@@ -452,6 +453,10 @@ impl AfterHook {
     fn record_error(&self, source: io::Error) -> HookError {
         HookError::Record { path: self.record.clone(), source }
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn milliseconds(elapsed: Duration) -> u64 {

@@ -1,23 +1,18 @@
 //! Runs the check of a policy: a command for `sh -c`, with the rollout in its environment.
 
-use std::io::Read;
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::fs::File;
+use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use syncd_runtime::command::{Ended, ShellCommand};
 use syncd_shared::limits::REASON_MAX_BYTES;
 use syncd_shared::text::one_line;
-use tokio_util::sync::CancellationToken;
+use tokio::task::JoinHandle;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::fleet::rollout::machine::{Phase, Rollout};
 use crate::fleet::rollout::participants::Node;
 
 const LIMIT: Duration = Duration::from_secs(30);
-const LOOK: Duration = Duration::from_millis(20);
-/// Bytes of the output kept for the report.
-const TAIL_BYTES: usize = 1024;
 
 /// Result of a run.
 #[derive(Debug)]
@@ -28,7 +23,7 @@ pub(super) struct Verdict {
 }
 
 impl Verdict {
-    pub(super) fn interrupted() -> Self {
+    fn interrupted() -> Self {
         Self { passed: false, output: "the check was interrupted".to_owned() }
     }
 }
@@ -37,17 +32,34 @@ impl Verdict {
 pub(super) struct CheckCommand {
     command: String,
     environment: Vec<(&'static str, String)>,
-    /// Ends the run early.
-    shutdown: CancellationToken,
+    limit: Duration,
+}
+
+/// Run of a check, for a generation in a phase. Dropping it kills everything that the check has started.
+pub(super) struct CheckRun {
+    pub(super) number: u64,
+    pub(super) phase: Phase,
+    run: JoinHandle<Verdict>,
+    _stop: DropGuard,
+}
+
+impl CheckRun {
+    /// Starts the check. It is also killed when `shutdown` is cancelled.
+    pub(super) fn start(command: CheckCommand, of: (u64, Phase), shutdown: &CancellationToken) -> Self {
+        let stop = shutdown.child_token();
+        let killed = stop.clone();
+        let run = tokio::task::spawn_blocking(move || command.run(killed));
+        Self { number: of.0, phase: of.1, run, _stop: stop.drop_guard() }
+    }
+
+    /// Waits for the end. Cancel safe.
+    pub(super) async fn ended(&mut self) -> Verdict {
+        (&mut self.run).await.unwrap_or_else(|_| Verdict::interrupted())
+    }
 }
 
 impl CheckCommand {
-    pub(super) fn new(
-        command: String,
-        rollout: &Rollout,
-        nodes: &[Node<'_>],
-        shutdown: CancellationToken,
-    ) -> Self {
+    pub(super) fn new(command: String, rollout: &Rollout, nodes: &[Node<'_>]) -> Self {
         let switched = nodes.iter().filter(|node| node.linked == Some(rollout.target)).map(|node| node.name);
         let switched: Vec<&str> = switched.collect();
         let phase = if rollout.phase == Phase::Holding { "hold" } else { "before" };
@@ -61,70 +73,55 @@ impl CheckCommand {
             ("SYNCD_STEPS", rollout.policy.steps.len().to_string()),
             ("SYNCD_NODES", switched.join(" ")),
         ];
-        Self { command, environment, shutdown }
+        Self { command, environment, limit: LIMIT }
     }
 
-    /// Blocks until the command has ended, or was killed at its time limit.
-    pub(super) fn run(self) -> Verdict {
-        let started = Command::new("sh")
-            .arg("-c")
-            .arg(&self.command)
-            .envs(self.environment.iter().map(|(name, value)| (*name, value)))
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .process_group(0)
-            .spawn();
-        let mut child = match started {
-            Ok(child) => child,
-            Err(error) => return Verdict { passed: false, output: format!("start the check: {error}") },
+    /// Blocks until the command has ended, or was killed.
+    fn run(self, stop: CancellationToken) -> Verdict {
+        let limit = self.limit;
+        let environment = self.environment.iter().map(|(name, value)| (*name, value.into())).collect();
+        let run = |input| ShellCommand { command: &self.command, environment, input, limit, stop }.run();
+        let failure = match File::open("/dev/null").and_then(run) {
+            Ok(Ended::Succeeded) => return Verdict { passed: true, output: String::new() },
+            Ok(Ended::Failed { status, output }) => (status.to_string(), output),
+            Ok(Ended::Killed { output }) => (format!("killed after {} s", limit.as_secs()), output),
+            Err(error) => ("can't start the check".to_owned(), error.to_string()),
         };
-        let tails = (read(child.stdout.take()), read(child.stderr.take()));
-        let failure = self.wait(&mut child);
-        // The group is gone, unless a process has left it: that one does not delay the result.
-        let output = [tails.0, tails.1].map(|tail| tail.recv_timeout(LOOK).unwrap_or_default());
-        let output = one_line(output.concat().trim(), REASON_MAX_BYTES);
-        match failure {
-            None => Verdict { passed: true, output: String::new() },
-            Some(failure) if output.is_empty() => Verdict { passed: false, output: failure },
-            Some(failure) => Verdict { passed: false, output: format!("{failure}: {output}") },
-        }
-    }
-
-    /// Waits for the end. `None` after a success.
-    fn wait(&self, child: &mut Child) -> Option<String> {
-        let started = Instant::now();
-        loop {
-            match child.try_wait() {
-                Ok(Some(status)) => return (!status.success()).then(|| status.to_string()),
-                Ok(None) if started.elapsed() < LIMIT && !self.shutdown.is_cancelled() => thread::sleep(LOOK),
-                Ok(None) => {
-                    if let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
-                        let _ = kill_process_group(group, Signal::KILL);
-                    }
-                    let _ = child.wait();
-                    return Some(format!("killed after {} s", started.elapsed().as_secs()));
-                }
-                Err(error) => return Some(format!("wait for the check: {error}")),
-            }
-        }
+        let output = match failure {
+            (failure, output) if output.is_empty() => failure,
+            (failure, output) => format!("{failure}: {output}"),
+        };
+        Verdict { passed: false, output: one_line(&output, REASON_MAX_BYTES) }
     }
 }
 
-/// Reads a pipe to its end on a thread of its own, and sends the last bytes.
-fn read(pipe: Option<impl Read + Send + 'static>) -> std::sync::mpsc::Receiver<String> {
-    let (sender, tail) = std::sync::mpsc::sync_channel(1);
-    thread::spawn(move || {
-        let mut kept = Vec::new();
-        let mut buffer = [0; 4096];
-        if let Some(mut pipe) = pipe {
-            while let Ok(count @ 1..) = pipe.read(&mut buffer) {
-                kept.extend(buffer.iter().take(count));
-                let excess = kept.len().saturating_sub(TAIL_BYTES);
-                kept.drain(..excess);
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_check_that_is_given_up_is_killed_with_what_it_started() {
+        let scratch = tempfile::tempdir().unwrap();
+        let pid = scratch.path().join("pid");
+        let command = format!("setsid sh -c 'echo $$ > {0}.new; mv {0}.new {0}; sleep 1000'", pid.display());
+        let check = CheckCommand { command, environment: Vec::new(), limit: Duration::from_secs(1000) };
+        let run = CheckRun::start(check, (1, Phase::Staging), &CancellationToken::new());
+        let begun = until(|| fs::read_to_string(&pid).ok()).await;
+        drop(run);
+        let stat = format!("/proc/{}/stat", begun.trim());
+        until(|| fs::read_to_string(&stat).map_or(Some(()), |stat| stat.contains(") Z ").then_some(())))
+            .await;
+    }
+
+    async fn until<T>(mut look: impl FnMut() -> Option<T>) -> T {
+        for _ in 0..60_000 {
+            if let Some(found) = look() {
+                return found;
             }
+            tokio::time::sleep(Duration::from_millis(2)).await;
         }
-        let _ = sender.send(String::from_utf8_lossy(&kept).into_owned());
-    });
-    tail
+        panic!("waited for two minutes");
+    }
 }

@@ -6,13 +6,12 @@ use std::sync::Arc;
 
 use syncd_shared::SignedGeneration;
 use tokio::sync::{oneshot, watch};
-use tokio::task::JoinHandle;
 use tokio::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::FleetTask;
 use super::agent::Agent;
-use super::check_command::{CheckCommand, Verdict};
+use super::check_command::{CheckCommand, CheckRun, Verdict};
 use crate::clock::now_ms;
 use crate::fleet::FleetError;
 use crate::fleet::records::RecordChange;
@@ -51,13 +50,6 @@ struct Current {
 struct Watched {
     generation: Arc<SignedGeneration>,
     base: Arc<SignedGeneration>,
-}
-
-/// Run of a policy's check, for a generation in a phase.
-struct CheckRun {
-    number: u64,
-    phase: Phase,
-    run: JoinHandle<Verdict>,
 }
 
 /// See the module.
@@ -186,7 +178,7 @@ impl Steering {
     fn look(&mut self, nodes: &[Node<'_>]) -> Option<Vec<u8>> {
         let now = self.now_ms();
         let Some(current) = self.current.as_mut() else {
-            self.wake_at = None;
+            (self.wake_at, self.check) = (None, None);
             self.watch(nodes, now);
             self.publish(nodes);
             return None;
@@ -199,6 +191,8 @@ impl Steering {
             current.queued = current.rollout.clone();
         }
         let record = changed.then(|| encode_state(&current.queued));
+        let of = (current.rollout.target.number, current.rollout.phase);
+        self.check.take_if(|check| (check.number, check.phase) != of);
         let wants_check = current.rollout.wants_check() && self.check.is_none();
         if wants_check && now >= self.check_at_ms {
             self.start_check(nodes);
@@ -239,16 +233,15 @@ impl Steering {
     fn start_check(&mut self, nodes: &[Node<'_>]) {
         let Some(current) = &self.current else { return };
         let Some(command) = current.rollout.policy.check.clone() else { return };
-        let (number, phase) = (current.rollout.target.number, current.rollout.phase);
-        let run = CheckCommand::new(command, &current.rollout, nodes, self.shutdown.clone());
-        let run = tokio::task::spawn_blocking(move || run.run());
-        self.check = Some(CheckRun { number, phase, run });
+        let of = (current.rollout.target.number, current.rollout.phase);
+        let command = CheckCommand::new(command, &current.rollout, nodes);
+        self.check = Some(CheckRun::start(command, of, &self.shutdown));
     }
 
     /// Waits for the check that runs. Cancel safe.
     pub(super) async fn check_ended(&mut self) -> Verdict {
         match &mut self.check {
-            Some(check) => (&mut check.run).await.unwrap_or_else(|_| Verdict::interrupted()),
+            Some(check) => check.ended().await,
             None => std::future::pending().await,
         }
     }
