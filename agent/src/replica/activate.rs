@@ -15,7 +15,6 @@ use std::path::PathBuf;
 use rustix::fs::FileType;
 use syncd_proto::v1::RetryClass;
 use syncd_shared::diff::{Change, Comparison, DiffError, PartLimits};
-use syncd_shared::directory::Cursor;
 use syncd_shared::generation::GenerationError;
 use syncd_shared::manifest_cursor::ManifestCursor;
 use syncd_shared::{Entry, RootEntry, SignedGeneration, Timestamp, TreePath};
@@ -54,7 +53,7 @@ pub struct ActivationContext<'a> {
     pub live_tree: PathBuf,
 }
 
-/// Paths at which the manifests of two generations differ, read on demand.
+/// Files and symlinks at which the manifests of two generations differ, read on demand.
 #[derive(Debug)]
 pub struct ChangedPaths<'a> {
     record: &'a Record,
@@ -68,18 +67,11 @@ impl<'a> ChangedPaths<'a> {
     pub(super) fn everything(record: &'a Record, to: RootEntry, part: PartLimits) -> Self {
         Self { record, from: RootEntry::empty(), to, part }
     }
-    /// Shows each path once, in path order. A directory that is renamed whole is shown under both names,
-    /// without its contents.
+
+    /// Shows each file and symlink once, in path order, deletions included. One below a renamed directory is
+    /// shown under both names.
     pub fn each(&self, show: &mut dyn FnMut(&TreePath)) -> Result<(), DiffError<RecordError>> {
-        let mut last = None;
-        Comparison::of(self.record, &self.from, &self.to, self.part)?.each(|change| {
-            let path = change.path();
-            if last.as_ref() != Some(path) {
-                show(path);
-                last = Some(path.clone());
-            }
-            true
-        })
+        Comparison::of(self.record, &self.from, &self.to, self.part)?.each_leaf(show)
     }
 }
 
@@ -97,54 +89,9 @@ impl SlotPaths<'_> {
     /// Shows each path, including removed ones; some are shown more than once. Shows none if it is unknown
     /// what was served.
     pub fn each(&self, show: &mut dyn FnMut(&TreePath)) -> Result<(), DiffError<RecordError>> {
-        self.served.iter().try_for_each(|from| self.since(from, show))
-    }
-
-    fn since(&self, from: &RootEntry, show: &mut dyn FnMut(&TreePath)) -> Result<(), DiffError<RecordError>> {
-        let comparison = Comparison::of(self.record, from, &self.to, self.part)?;
-        comparison.each(|change| {
-            let (before, after) = match change {
-                Change::Added { entry, .. } => (None, Some(entry)),
-                Change::Removed { entry, .. } => (Some(entry), None),
-                Change::Modified { from, to, .. } => (Some(from), Some(to)),
-            };
-            if [before, after].into_iter().flatten().any(|entry| !entry.is_directory()) {
-                show(change.path());
-            }
-            true
-        })?;
-        for rename in comparison.renamed_directories() {
-            self.files_below(&rename.to, &mut |path| {
-                show(path);
-                path.rebase(&rename.to, &rename.from).iter().for_each(&mut *show);
-            })?;
-        }
-        Ok(())
-    }
-
-    fn files_below(
-        &self,
-        directory: &TreePath,
-        show: &mut dyn FnMut(&TreePath),
-    ) -> Result<(), DiffError<RecordError>> {
-        let failed = |source| DiffError::Source { path: directory.clone(), source };
-        let mut manifest = ManifestCursor::new(self.record, &self.to).map_err(failed)?;
-        let mut waiting = vec![directory.clone()];
-        while let Some(path) = waiting.pop() {
-            let mut cursor =
-                Cursor::new(self.record, manifest.object(&path).map_err(failed)?).map_err(failed)?;
-            while let Some(entry) = cursor.entry().map_err(failed)?.cloned() {
-                cursor.skip();
-                let below = |source| DiffError::Path { path: path.clone(), source };
-                let path = path.join(&entry.name).map_err(below)?;
-                if entry.is_directory() {
-                    waiting.push(path);
-                } else {
-                    show(&path);
-                }
-            }
-        }
-        Ok(())
+        self.served.iter().try_for_each(|from| {
+            Comparison::of(self.record, from, &self.to, self.part)?.each_leaf(&mut *show)
+        })
     }
 }
 
