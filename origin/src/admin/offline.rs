@@ -393,7 +393,8 @@ impl DataDirectory {
             Some(number) => number,
             None => {
                 let generations = self.store.generations()?.into_iter().map(|stored| stored.generation);
-                let previous = Rollbacks::load(&self.store)?.previous(current.generation(), generations);
+                let previous =
+                    Rollbacks::load(&self.store)?.previous(current.generation(), generations, |_| false);
                 let nothing = || CommitError::NothingBefore { current: current.number() };
                 previous.ok_or_else(|| AnswerError::NothingBefore { source: nothing() })?.get()
             }
@@ -412,6 +413,11 @@ impl DataDirectory {
         let known = GenerationNumber::new(number).ok_or_else(unknown)?;
         let stored = self.store.generation(known)?.ok_or_else(unknown)?;
         Ok(self.keys.verify(&stored.record, &stored.signature)?)
+    }
+
+    /// Whether a generation was withdrawn or rolled back, and its tree was not published since.
+    pub(super) fn is_put_aside(&self, number: u64) -> Result<bool, AnswerError> {
+        Ok(Rollbacks::load(&self.store)?.is_put_aside(number))
     }
 
     fn diff(

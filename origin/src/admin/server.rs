@@ -373,14 +373,27 @@ impl Admin {
 
     /// Waits for a generation that was sealed earlier.
     async fn wait_for(&self, number: u64, wait: Wait, replies: &mut Replies) -> Reply {
-        let found = self.on_data(replies, move |directory, _| directory.generation(number)).await;
-        let generation = match found {
-            Some(Ok(generation)) => generation,
-            Some(Err(error)) => return Reply::Error { message: error_chain(&error) },
+        let found = self
+            .on_data(replies, move |directory, _| {
+                Ok((directory.generation(number)?, directory.is_put_aside(number)?))
+            })
+            .await;
+        let (generation, is_put_aside) = match found {
+            Some(Ok(found)) => found,
+            Some(Err(error)) => {
+                let error: AnswerError = error;
+                return Reply::Error { message: error_chain(&error) };
+            }
             None => return Reply::Error { message: "the answer was interrupted".into() },
         };
         let live = LiveWait::new(&generation, wait.require_all, &self.fleet.view().borrow());
         replies.send(Reply::Generation(GenerationLine::new(&generation, true))).await;
+        if is_put_aside {
+            // A later generation on the nodes is no success of this one.
+            let text = format!("generation {number} was withdrawn or rolled back");
+            replies.send(Reply::Remark { text }).await;
+            return Reply::Done { code: 3 };
+        }
         Reply::Done { code: self.wait(live, wait, replies).await }
     }
 

@@ -91,34 +91,42 @@ impl Rollbacks {
         self.put_aside.iter().find(rolled_back).map(|aside| aside.number)
     }
 
+    /// Whether a generation was withdrawn or rolled back, and its tree was not published since.
+    pub(crate) fn is_put_aside(&self, number: u64) -> bool {
+        self.put_aside.iter().any(|aside| aside.number.get() == number && !aside.superseded)
+    }
+
     /// Bound of the search of `rollback` without a number: the generation whose tree is in effect.
     fn search_below(&self, current: GenerationNumber) -> GenerationNumber {
         self.hold.filter(|hold| hold.generation == current).map_or(current, |hold| hold.target)
     }
 
     /// The generation before the one in effect. One that failed, was rolled back or superseded is never
-    /// chosen.
+    /// chosen, and none that a node refuses.
     pub(crate) fn previous(
         &self,
         current: &Generation,
         generations: impl Iterator<Item = Generation>,
+        is_refused: impl Fn(&RootHash) -> bool,
     ) -> Option<GenerationNumber> {
         let below = self.search_below(current.number);
-        let is_aside = |root: &RootHash| self.put_aside.iter().any(|aside| aside.root == *root);
+        let is_aside =
+            |root: &RootHash| is_refused(root) || self.put_aside.iter().any(|aside| aside.root == *root);
         let earlier = generations.filter(|generation| generation.number < below);
         let eligible = earlier.filter(|g| g.root_hash() != current.root_hash() && !is_aside(&g.root_hash()));
         eligible.map(|generation| generation.number).max()
     }
 
-    /// The record after a generation was replaced before it was released.
-    pub(super) fn superseded(&self, replaced: &SignedGeneration) -> Self {
+    /// The record after a generation was replaced that is no place to return to: `superseded` before it was
+    /// released, or failed on a node.
+    pub(super) fn replaced(&self, replaced: &SignedGeneration, superseded: bool) -> Self {
         let mut after = self.clone();
         let (number, root) = (replaced.number(), replaced.root_hash());
         if !after.put_aside.iter().any(|aside| aside.root == root) {
             // Never last, which is what a hold keeps back.
             let excess = (after.put_aside.len() + 1).saturating_sub(PUT_ASIDE_MAX);
             after.put_aside.drain(..excess);
-            after.put_aside.insert(0, PutAside { number, root, superseded: true });
+            after.put_aside.insert(0, PutAside { number, root, superseded });
         }
         after
     }

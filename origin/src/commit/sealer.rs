@@ -442,9 +442,9 @@ impl Sealer {
             // Under a hold, an automatic commit comes this far only if the source is deliberate.
             let ends_hold = matches!(publish, Publish::Tree { .. }) || self.rollbacks.hold().is_some();
             let mut rollbacks = ends_hold.then(|| self.rollbacks.committed(&generation.root_hash()));
-            if let Some(replaced) = self.supersedes() {
+            if let Some((replaced, superseded)) = self.puts_aside(&generation) {
                 let known = rollbacks.as_ref().unwrap_or(&self.rollbacks);
-                rollbacks = Some(known.superseded(replaced));
+                rollbacks = Some(known.replaced(replaced, superseded));
             }
             let root = base.root;
             let outcome = self.seal(self.or_open(writer)?, Some(base), generation, (rollbacks, plan))?;

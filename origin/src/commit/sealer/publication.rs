@@ -75,7 +75,9 @@ impl Sealer {
             return Ok(None);
         }
         let generations = parts.store.generations()?.into_iter().map(|stored| stored.generation);
-        let Some(number) = rollbacks.previous(current.generation(), generations) else { return Ok(None) };
+        let Some(number) = rollbacks.previous(current.generation(), generations, |_| false) else {
+            return Ok(None);
+        };
         let stored = parts.store.generation(number)?;
         Ok(stored.map(|stored| parts.keys.verify(&stored.record, &stored.signature)).transpose()?)
     }
@@ -92,27 +94,58 @@ impl Sealer {
         self.current.as_ref().filter(|current| released.is_some_and(|released| released < current.number()))
     }
 
+    /// The current generation, if nothing is to return to it once `next` is sealed, and whether it is
+    /// superseded. Otherwise its check failed on a node, and it is not withdrawn yet.
+    pub(super) fn puts_aside(&self, next: &SignedGeneration) -> Option<(&SignedGeneration, bool)> {
+        let superseded = self.supersedes().map(|current| (current, true));
+        let is_failed = |current: &&SignedGeneration| {
+            current.root_hash() != next.root_hash() && self.is_refused(&current.root_hash())
+        };
+        superseded.or_else(|| Some((self.current.as_ref().filter(is_failed)?, false)))
+    }
+
+    /// Whether a node refuses a tree, because its check failed there.
+    fn is_refused(&self, root: &RootHash) -> bool {
+        self.parts.fleet.view().borrow().agents.iter().any(|agent| agent.refused.contains(root))
+    }
+
+    /// The generation to return to if the next one fails: the newest released one that no node refuses.
+    fn base(&self) -> Result<Option<SignedGeneration>, CommitError> {
+        self.released().map(|released| self.or_before(released)).transpose()
+    }
+
+    /// A generation to return to, or an earlier one if a node refuses it. Without any, itself.
+    fn or_before(&self, base: SignedGeneration) -> Result<SignedGeneration, CommitError> {
+        if !self.is_refused(&base.root_hash()) {
+            return Ok(base);
+        }
+        let Some(number) = self.before(&base)? else { return Ok(base) };
+        let stored = self.parts.store.generation(number)?;
+        let earlier = stored.map(|stored| self.parts.keys.verify(&stored.record, &stored.signature));
+        Ok(earlier.transpose()?.unwrap_or(base))
+    }
+
     /// The plan for the next generation. The first one goes to every node at once.
     pub(super) fn plan(&self, how: &How) -> Result<Plan, CommitError> {
         let (kind, policy) = match how {
             How::Default => (Kind::Commit, self.parts.policies.default_policy().clone()),
             How::Policy(name) => (Kind::Commit, self.parts.policies.get(name)?.clone()),
-            How::Now => return Ok(self.watched()),
+            How::Now => return self.watched(),
             How::Rollback => (Kind::Rollback, Policy::rollback()),
             // The rollout starts again under the new number.
             How::Again if self.supersedes().is_some() => return Ok(self.plan.clone()),
             How::Again => return Ok(Plan::unwatched()),
         };
         self.check_groups(&policy)?;
-        match self.released() {
+        match self.base()? {
             Some(base) if !policy.is_immediate() => Ok(Plan::Rollout(Box::new(Order { kind, policy, base }))),
-            _ => Ok(self.watched()),
+            _ => self.watched(),
         }
     }
 
     /// To every node at once, and back if a node's own check fails.
-    fn watched(&self) -> Plan {
-        Plan::Immediate { base: self.released().map(Box::new) }
+    fn watched(&self) -> Result<Plan, CommitError> {
+        Ok(Plan::Immediate { base: self.base()?.map(Box::new) })
     }
 
     /// Checks that the groups of a policy exist.
@@ -148,9 +181,14 @@ impl Sealer {
     /// The generation that `rollback` without a number returns to.
     fn previous(&self) -> Result<GenerationNumber, CommitError> {
         let current = self.current.as_ref().ok_or(CommitError::NothingPublished)?;
+        self.before(current)?.ok_or(CommitError::NothingBefore { current: current.number() })
+    }
+
+    /// The newest generation before another one that is a place to return to.
+    fn before(&self, generation: &SignedGeneration) -> Result<Option<GenerationNumber>, CommitError> {
         let generations = self.parts.store.generations()?.into_iter().map(|stored| stored.generation);
-        let previous = self.rollbacks.previous(current.generation(), generations);
-        previous.ok_or(CommitError::NothingBefore { current: current.number() })
+        let is_refused = |root: &RootHash| self.is_refused(root);
+        Ok(self.rollbacks.previous(generation.generation(), generations, is_refused))
     }
 
     /// Publishes the tree of an earlier generation under a new number. Afterwards nothing is published
@@ -198,7 +236,7 @@ impl Sealer {
         else {
             return Ok(Outcome::Scanned);
         };
-        let base = &withdrawal.base;
+        let base = self.or_before((*withdrawal.base).clone())?;
         let root: RootEntry = base.generation().root;
         let label = format!("back to {}: {} was withdrawn", base.number(), failed.number());
         let generation = self.next_generation(root, label)?;

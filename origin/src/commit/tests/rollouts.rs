@@ -73,6 +73,33 @@ async fn a_node_that_comes_when_all_others_have_passed_returns_alone() {
     site.write("f0", "newer");
     let next = sealed(commit(&origin).await);
     assert_eq!(next.number().get(), 3, "nothing was withdrawn before");
+    // It is no place to return to although the others have passed: not now, and not after a restart.
+    node.detach().await;
+    origin.stop().await;
+    let origin = site.serve(Trigger::Manual).await;
+    let back = sealed(origin.committer().rollback(None).await.result);
+    assert_eq!(back.root_hash(), good.root_hash());
+    origin.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_generation_that_a_node_refuses_after_it_was_replaced_is_no_place_to_return_to() {
+    let site = Site::new(3);
+    let origin = site.serve(Trigger::Manual).await;
+    let good = sealed(commit(&origin).await);
+    let node = node(&origin, &good).await;
+    site.write("f0", "bad");
+    let bad = sealed(commit(&origin).await);
+    site.write("f0", "worse");
+    let worse = sealed(commit(&origin).await);
+    returned(&node, &bad, &good).await;
+    let mut fleet = origin.fleet().view();
+    let refuses = |fleet: &Arc<FleetView>| fleet.agents.iter().any(|agent| !agent.refused.is_empty());
+    drop(tokio::time::timeout(SOON, fleet.wait_for(refuses)).await.unwrap().unwrap());
+    returned(&node, &worse, &good).await;
+    let view = until(&origin, "the withdrawal", |view| number_of(view) > 3).await;
+    assert_eq!(view.hold.and_then(|hold| hold.withdrawn), Some(worse.number()));
+    assert_eq!(view.current.unwrap().root_hash(), good.root_hash());
     node.detach().await;
     origin.stop().await;
 }

@@ -217,17 +217,32 @@ impl Rollout {
         }
     }
 
-    /// A participant whose check failed on the generation fails the rollout.
+    /// A participant that returned from the generation fails the rollout. One whose check fails there and
+    /// that has nothing to return to counts as missing: it fails the rollout if the quorum needs it.
     fn look_at_checks(&mut self, nodes: &[Node<'_>], now_ms: i64) {
         let participants = || nodes.iter().filter(|node| self.participants.has(node.name));
         // The result itself is lost if the node was restarted since.
         let refuses = |node: &&Node<'_>| !node.drained && node.refused.contains(&self.target.root);
-        if let Some((reason, missing)) = failed_check(participants(), self.target) {
+        let returned = participants().filter(|node| node.linked != Some(self.target));
+        let failed = failed_check(returned, self.target).or_else(|| self.too_many_stay(nodes));
+        if let Some((reason, missing)) = failed {
             self.fail(reason, missing, now_ms);
         } else if let Some(Node { name, .. }) = participants().find(refuses) {
             let missing = vec![format!("{name} (it refuses this tree)")];
             self.fail(format!("the check failed on {name}"), missing, now_ms);
         }
+    }
+
+    /// The failed check of a node that has the generation, if the quorum of the step can't be reached without
+    /// such nodes.
+    fn too_many_stay(&self, nodes: &[Node<'_>]) -> Option<(String, Vec<String>)> {
+        let counted = self.participants.counted(self.step, nodes);
+        let has_failed = |node: &&&Node<'_>| node.failed_on(self.target).is_some();
+        let left = counted.iter().filter(|node| !has_failed(node)).count();
+        if left >= required(counted.len(), self.policy.quorum_percent) {
+            return None;
+        }
+        failed_check(counted.into_iter(), self.target)
     }
 
     /// The failed rollout of a generation that went to every node at once; `None` unless the check of one in
@@ -510,4 +525,4 @@ fn failed_check<'n>(
 #[cfg(test)]
 mod model;
 #[cfg(test)]
-pub(in crate::fleet) mod tests;
+pub(crate) mod tests;

@@ -149,6 +149,44 @@ fn a_failed_check_of_a_node_fails_the_rollout_and_touches_no_other() {
 }
 
 #[test]
+fn a_failed_rollout_has_nobody_else_of_its_step_activate() {
+    let mut nodes = ["a", "b", "c"].map(node);
+    let mut rollout = started(policy(&[Step::Nodes(2)]), &nodes);
+    stage(&mut nodes);
+    rollout.look(&nodes, NOW);
+    assert_eq!(activates(&rollout, &nodes), "ab");
+    nodes[0].check = Some((NEW, CheckOutcome::Failed, "502"));
+    rollout.look(&nodes, NOW);
+    assert_eq!((rollout.phase, activates(&rollout, &nodes).as_str()), (Phase::Failed, ""));
+    // One that has it keeps it until the withdrawal comes.
+    link(&mut nodes[1]);
+    assert_eq!(activates(&rollout, &nodes), "b");
+}
+
+#[test]
+fn a_node_that_fails_and_has_nothing_to_return_to_is_left_to_the_quorum() {
+    let mut nodes = ["a", "b", "c"].map(node);
+    let mut rollout = started(Policy { quorum_percent: 60, ..policy(&[]) }, &nodes);
+    stage(&mut nodes);
+    rollout.look(&nodes, NOW);
+    nodes.iter_mut().for_each(link);
+    let passed = Some((NEW, CheckOutcome::Passed, ""));
+    nodes.iter_mut().for_each(|node| node.check = passed);
+    nodes[0].check = Some((NEW, CheckOutcome::Failed, "502"));
+    nodes[1].check = Some((NEW, CheckOutcome::Running, ""));
+    rollout.look(&nodes, NOW);
+    assert_eq!(rollout.phase, Phase::Flipping);
+    let mut without = rollout.clone();
+    nodes[1].check = passed;
+    rollout.look(&nodes, NOW + 60_000);
+    assert_eq!((rollout.phase, rollout.missing.len()), (Phase::Released, 1));
+    nodes[1].check = nodes[0].check;
+    without.look(&nodes, NOW);
+    assert_eq!(without.phase, Phase::Failed, "1 of 3 is no quorum, so nobody waits");
+    assert_eq!(without.reason.as_deref(), Some("the check failed on a: 502"));
+}
+
+#[test]
 fn a_check_that_fails_before_the_flip_is_waited_for_until_the_deadline() {
     let mut nodes = ["a"].map(node);
     let mut rollout = started(policy(&[]), &nodes);
