@@ -335,6 +335,7 @@ async fn serve_until_signal(serve: Serve) -> anyhow::Result<ExitCode> {
             bwlimit: serve.publish_bwlimit,
         }),
         purge: serve.purge.map(|command| PurgeOptions { command, sites: serve.purge_site }),
+        on_rollout: serve.on_rollout,
         collected,
         admin_group: serve.admin_group,
     };

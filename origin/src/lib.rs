@@ -23,6 +23,7 @@ mod listener;
 mod metrics;
 #[cfg(test)]
 mod namespace;
+mod on_rollout;
 mod overlap;
 mod page;
 mod publish;

@@ -15,6 +15,8 @@ use syncd_tests::{Agent, Origin, Outcome, Scene, wait};
 const LONG: Duration = Duration::from_secs(240);
 
 const POLICIES: &str = "
+on-rollout = 'echo $SYNCD_EVENT $SYNCD_GENERATION >> FLAG.told && cat >> FLAG.told'
+
 [rollout.canary]
 steps = [ { nodes = 1 }, { rest = true } ]
 hold = '10m'
@@ -145,6 +147,16 @@ impl Fleet {
         });
     }
 
+    /// Waits until `--on-rollout` was told of an event. Returns all that it was told.
+    #[track_caller]
+    fn wait_told(&self, event: &str) -> String {
+        let told = self.scene.path("flag.told");
+        wait::until_ok("news of the rollout", || {
+            let told = std::fs::read_to_string(&told).unwrap_or_default();
+            if told.contains(event) && told.ends_with('\n') { Ok(told) } else { Err(told) }
+        })
+    }
+
     fn signal(&mut self, agent: usize, signal: Signal) {
         self.agents[agent].daemon().signal(signal);
     }
@@ -196,11 +208,18 @@ fn a_canary_whose_check_fails_is_withdrawn_and_no_other_node_is_touched() {
     assert_eq!(status["hold"]["generation"].as_u64(), Some(number + 1));
     let reason = status["hold"]["reason"].as_str().expect("a reason");
     assert!(reason.starts_with(&format!("generation {number} was withdrawn")), "{reason}");
+    let told = fleet.wait_told(&format!("failed {number}\n"));
+    let lines: Vec<&str> = told.lines().collect();
+    assert_eq!(lines.len(), 2, "a withdrawal is told once: {told}");
+    let rollout: Value = serde_json::from_str(lines[1]).expect("JSON");
+    assert_eq!((&rollout["phase"], rollout["generation"].as_u64()), (&"failed".into(), Some(number)));
     // Nothing automatic is published any more, until an operator commits.
     fleet.edit("better");
     fleet.origin.cli("commit", &["--now", "--wait=4m"]).expect_success();
     fleet.wait_pages("better");
     assert!(fleet.status()["hold"].is_null());
+    // The nodes have a later one, which is no success of the one that was withdrawn.
+    fleet.origin.cli("wait", &[&number.to_string()]).expect_code(3);
 }
 
 #[test]
@@ -269,6 +288,7 @@ fn an_origin_that_is_killed_in_any_phase_goes_on_with_the_rollout() {
     fleet.wait_pages("three");
     let status = fleet.wait_status("the withdrawal", |status| status["generation"] == 5);
     assert!(!status["hold"].is_null(), "{status}");
+    fleet.wait_told(" 4\n");
 }
 
 #[test]
@@ -291,6 +311,7 @@ fn automatic_commits_wait_behind_a_rollout_and_an_operators_supersedes_it() {
     fleet.wait_pages("five");
     fleet.origin.cli("rollback", &["--wait=4m"]).expect_success();
     fleet.wait_pages("two");
+    fleet.wait_told("held ");
 }
 
 #[test]

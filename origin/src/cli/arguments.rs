@@ -727,6 +727,10 @@ pub(super) struct Serve {
     #[arg(long, env = "SYNCD_PURGE_SITE", value_name = "URL", requires = "purge", value_delimiter = ',',
           value_parser = site)]
     pub(super) purge_site: Vec<String>,
+    /// Command for `sh -c` when a rollout fails or is aborted, or publication is held. It gets the JSON of
+    /// `rollout status` on standard input.
+    #[arg(long, env = "SYNCD_ON_ROLLOUT", value_name = "CMD")]
+    pub(super) on_rollout: Option<String>,
     /// Policy by which generations go to the nodes: `each`, `together`, or a table `[rollout.NAME]` of the
     /// configuration file. In that file, `default = "NAME"` in the table `[rollout]` chooses it.
     #[arg(long, env = "SYNCD_ROLLOUT", value_name = "POLICY")]

@@ -77,6 +77,7 @@ impl Site {
             bwlimit: None,
             publish: None,
             purge: None,
+            on_rollout: None,
             collected: Vec::new(),
             admin_group: None,
         })

@@ -1,11 +1,8 @@
 //! One purge: the runs of the operator's command, with what it gets.
 
-use std::fs::File;
-use std::io::{self, Seek, Write};
 use std::time::Duration;
 
-use rustix::fs::{MemfdFlags, memfd_create};
-use syncd_runtime::command::{Ended, ShellCommand};
+use syncd_runtime::command::{Ended, ShellCommand, input_of};
 use syncd_shared::RootEntry;
 use syncd_shared::text::{counted, error_chain};
 use tokio_util::sync::CancellationToken;
@@ -70,7 +67,7 @@ fn run_once(
         ("SYNCD_GENERATION", target.number.to_string().into()),
         ("SYNCD_ROOT_HASH", target.root.to_string().into()),
     ];
-    let input = memory_file(lines).map_err(PurgeError::Start)?;
+    let input = input_of(lines).map_err(PurgeError::Start)?;
     let run = ShellCommand { command, environment, input, limit: LIMIT, stop: stop.clone() };
     match run.run().map_err(PurgeError::Start)? {
         Ended::Succeeded => Ok(()),
@@ -81,13 +78,6 @@ fn run_once(
             Err(PurgeError::Command(format!("killed after {} s: {output}", LIMIT.as_secs())))
         }
     }
-}
-
-fn memory_file(bytes: &[u8]) -> io::Result<File> {
-    let mut file = File::from(memfd_create("purge", MemfdFlags::CLOEXEC)?);
-    file.write_all(bytes)?;
-    file.rewind()?;
-    Ok(file)
 }
 
 /// If a tree can't be compared any more, everything is purged.

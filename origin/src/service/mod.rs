@@ -32,6 +32,7 @@ use crate::events::Events;
 use crate::fleet::Fleet;
 use crate::http::metrics;
 use crate::keys::{Keys, KeysError};
+use crate::on_rollout::Herald;
 use crate::overlap;
 pub use crate::overlap::OverlapError;
 use crate::plan::{PlanBudget, Planner};
@@ -246,6 +247,11 @@ impl Origin {
             tasks.spawn(task);
             view
         });
+        if let Some(command) = options.on_rollout {
+            let (store, shutdown) = (store.clone(), shutdown.clone());
+            let (rollout, committer) = (fleet.rollout(), committer.view());
+            tasks.spawn(Herald { store, command, rollout, committer, shutdown }.run());
+        }
         // A directory that is no longer configured stays in DATA, and is not offered to nodes.
         let offered = collected.clone().filter(|_| !options.collected.is_empty());
         let services =

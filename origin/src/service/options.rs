@@ -51,6 +51,8 @@ pub struct ServeOptions {
     pub publish: Option<PublishOptions>,
     /// `--purge`, `--purge-site`.
     pub purge: Option<PurgeOptions>,
+    /// `--on-rollout`.
+    pub on_rollout: Option<String>,
     /// Tables `[collect.NAME]`.
     pub collected: Vec<CollectedOptions>,
     /// Group whose members may use the admin socket.

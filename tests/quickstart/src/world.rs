@@ -97,6 +97,7 @@ impl World {
             bwlimit: None,
             publish: None,
             purge: None,
+            on_rollout: None,
             collected: Vec::new(),
             admin_group: None,
         };

@@ -90,6 +90,7 @@ impl World {
             bwlimit: None,
             publish: None,
             purge: None,
+            on_rollout: None,
             collected: vec![collected()],
             admin_group: None,
         };
