@@ -466,8 +466,8 @@ fn a_restored_origin_holds_a_tree_back_that_a_node_refuses() {
     fleet.wait_pages("good");
     let copy = fleet.scene.path("copy");
     fleet.origin.cli("backup", &[copy.to_str().expect("text")]).expect_success();
+    // One change, because two could be published one after the other.
     write(&fleet.origin.tree, "bad", "x");
-    fleet.edit("bad");
     fleet.wait_status("the withdrawal", |status| !status["hold"].is_null());
     fleet.wait_pages("good");
     fleet.origin.kill9();
