@@ -34,6 +34,7 @@ use crate::session::worker::{Hooks, ReplicaWork};
 use crate::session::{Handle, Parts, Session, SessionError};
 use crate::source::Source;
 use crate::source::chain::{Chain, GivenUp};
+use crate::source::located::Places;
 use crate::state::disk::Owners;
 use crate::state::layout;
 use crate::status::{AgentStatus, RunSettings};
@@ -165,7 +166,7 @@ pub async fn start_with<R: ReplicaWork>(
     let (source, given_up) =
         (OriginSource::new(Runtime::current(), dialer.clone(), options.bwlimit), GivenUp::default());
     let follower = options.follow.as_ref().map(|follow| Follower::new(&follow.url)).transpose()?;
-    let published = follower.clone();
+    let (published, mut places) = (follower.clone(), Places::default());
     let live = replica.state().live.map(|live| live.number().get());
     let hooks = hooks(&options, live);
     let (replica, hooks) = tokio::task::spawn_blocking(move || {
@@ -177,12 +178,13 @@ pub async fn start_with<R: ReplicaWork>(
     let following = keeper.clone();
     let parts = Parts {
         replica,
-        open_source: Box::new(move |abandoned| {
-            let source: (_, Box<dyn Source>) = match &published {
+        open_source: Box::new(move |elsewhere, abandoned| {
+            let named = elsewhere.map(|elsewhere| places.sources(&elsewhere, &abandoned));
+            let last: (_, Box<dyn Source>) = match &published {
                 Some(follower) => ("object store", Box::new(follower.source(abandoned))),
                 None => ("origin", Box::new(source.until(abandoned))),
             };
-            Box::new(Chain::new(given_up.clone(), [source]))
+            Box::new(Chain::new(given_up.clone(), named.unwrap_or_default().into_iter().chain([last])))
         }),
         hooks: hooks.clone(),
         check: options.check.clone().map(|check| Check::new(check, options.root.clone())),

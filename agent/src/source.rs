@@ -3,14 +3,23 @@
 //! have their own implementations.
 
 pub(crate) mod chain;
+pub(crate) mod located;
 pub(crate) mod published;
 
 use syncd_shared::wire::{Frame, ObjectsBatch, WireError};
-use syncd_shared::{ContentHash, ObjectHash, RootHash, Totals};
+use syncd_shared::{ContentHash, ObjectHash, RootHash, SignedGeneration, Totals};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 /// Frames in the order of arrival. `next` blocks. Dropping the iterator ends the transfer.
 pub type Frames = Box<dyn Iterator<Item = Result<Frame, FetchError>> + Send>;
+
+/// Places outside the origin that may have a generation, as its announcement says.
+#[derive(Debug, Clone, Copy)]
+pub struct Elsewhere<'a> {
+    /// URLs, not checked.
+    pub locations: &'a [String],
+    pub generation: &'a SignedGeneration,
+}
 
 /// Batches to ask for, in order. The sender adds batches while answers arrive, and limits how many are
 /// unanswered.
@@ -57,6 +66,9 @@ pub enum FetchError {
         /// The root asked for.
         root: RootHash,
     },
+    /// The source has the tree, and no update that leads to it. It can be fetched by hash.
+    #[error("there is no update from root {from}")]
+    NoUpdate { from: RootHash },
     /// The origin refused.
     #[error("the origin refused the request")]
     Refused(#[source] tonic::Status),

@@ -330,6 +330,7 @@ async fn serve_until_signal(serve: Serve) -> anyhow::Result<ExitCode> {
         bwlimit: serve.bwlimit,
         publish: serve.publish.map(|url| PublishOptions {
             url,
+            read: serve.publish_read,
             fenced: serve.fenced,
             deposed: Arc::default(),
             bwlimit: serve.publish_bwlimit,

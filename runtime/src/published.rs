@@ -73,6 +73,17 @@ impl Reader {
         Ok((head, generation, release))
     }
 
+    /// The places of a generation's content. The generation was verified before.
+    pub fn release_of(&self, generation: &SignedGeneration) -> Result<Release, ReadError> {
+        let number = generation.number();
+        let release = Release::decode(&self.get(&published::generation_name(number), RELEASE_MAX_BYTES)?)?;
+        if release.record() == generation.record() {
+            Ok(release)
+        } else {
+            Err(PublishedError::OtherGeneration { number }.into())
+        }
+    }
+
     fn get(&self, name: &str, limit: usize) -> Result<Bytes, ReadError> {
         self.bucket.get(name, limit)?.ok_or_else(|| ReadError::Missing { name: name.to_owned() })
     }

@@ -4,13 +4,15 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use syncd_tests::edits::{small_site, write};
+use syncd_tests::link::{Line, Link};
 use syncd_tests::oracle::assert_same;
 use syncd_tests::process::tool;
 use syncd_tests::relay::{Relay, Spoil};
 use syncd_tests::seaweed::{Anonymous, KEYS, Seaweed};
-use syncd_tests::{Agent, Daemon, Origin, Scene, free_port, http, require_program, wait};
+use syncd_tests::{Agent, Daemon, Origin, Scene, Seeded, free_port, http, require_program, wait};
 
 const URL: &str = "s3://bucket/site";
 const TAKEN_OVER: u64 = 1 << 20;
@@ -380,6 +382,20 @@ impl Nginx {
         Self { address, daemon }
     }
 
+    /// A cache as docs/guide/scale.md says, in front of a store.
+    #[track_caller]
+    fn cache(scene: &Scene, of: &str) -> Self {
+        let http_block = "proxy_cache_path DIRECTORY/cache keys_zone=all:8m max_size=1g;";
+        let server = format!(
+            "listen ADDRESS; slice 1m; proxy_cache all; proxy_cache_lock on; proxy_cache_valid 206 1y;
+             proxy_cache_key $uri$slice_range; proxy_set_header Range $slice_range; proxy_http_version 1.1;
+             location / {{ proxy_pass http://{of}; }}
+             location ~ /(head|gen/[0-9]+)$ {{ slice 0; proxy_set_header Range \"\"; proxy_cache off;
+                 proxy_pass http://{of}; }}",
+        );
+        Self::start(scene, "nginx", &server, http_block)
+    }
+
     fn port(&self) -> &str {
         self.address.split_once(':').expect("a port").1
     }
@@ -433,16 +449,7 @@ fn followers_behind_a_cache_cost_the_store_one_read() {
     let stores = Stores::started("stores-cache", Anonymous::Reads, &[]);
     let first = stores.commit();
     let relay = Relay::new(&stores.store.address());
-    let http_block = "proxy_cache_path DIRECTORY/cache keys_zone=all:8m max_size=1g;";
-    let server = format!(
-        "listen ADDRESS; slice 1m; proxy_cache all; proxy_cache_lock on; proxy_cache_valid 206 1y;
-         proxy_cache_key $uri$slice_range; proxy_set_header Range $slice_range; proxy_http_version 1.1;
-         location / {{ proxy_pass http://{0}; }}
-         location ~ /(head|gen/[0-9]+)$ {{ slice 0; proxy_set_header Range \"\"; proxy_cache off;
-             proxy_pass http://{0}; }}",
-        relay.address()
-    );
-    let nginx = Nginx::start(&stores.scene, "nginx", &server, http_block);
+    let nginx = Nginx::cache(&stores.scene, relay.address());
     let url = stores.http_url(&nginx.address);
     let agents: Vec<Agent> = (0..4)
         .map(|n| {
@@ -467,4 +474,96 @@ fn followers_behind_a_cache_cost_the_store_one_read() {
     for agent in &agents {
         assert_same(&stores.origin.tree, &agent.live());
     }
+}
+
+impl Stores {
+    /// Not started yet: joined agents are told to read at `url`.
+    fn telling(mut self, url: &str) -> Self {
+        let options = ["--trigger", "manual", "--publish", URL, "--publish-read", url];
+        self.origin = self.origin.with_options(&options);
+        self.origin.start();
+        self
+    }
+}
+
+/// Bytes without an order, so that an update to them has to carry them.
+fn random(bytes: usize, seed: u64) -> Vec<u8> {
+    let mut random = Seeded::new(seed);
+    (0..bytes / 8).flat_map(|_| random.next_u64().to_le_bytes()).collect()
+}
+
+#[test]
+fn joined_agents_get_their_bytes_from_a_cache_and_the_origin_sends_none() {
+    const BYTES: usize = 10 << 20;
+    const AGENTS: usize = 6;
+    let stores = Stores::new("stores-locations", Anonymous::Reads, &[]);
+    let nginx = Nginx::cache(&stores.scene, &stores.store.address());
+    let url = stores.http_url(&nginx.address);
+    let stores = stores.telling(&url);
+    let first = stores.commit();
+    let line = Line { round_trip: Duration::ZERO, bytes_per_second: 1e9 };
+    let link = Link::new(stores.origin.address(), line);
+    let agents: Vec<Agent> = (0..AGENTS)
+        .map(|n| {
+            let mut agent = Agent::new(&stores.scene, &format!("web{n}"));
+            agent.join(&link.address(), &stores.origin.token()).expect_success();
+            agent.start();
+            agent.wait_live(first);
+            agent
+        })
+        .collect();
+    let sent = || link.delivered(Instant::now()).0;
+    let tree: u64 = stores.origin.status().bytes;
+    assert!(sent() < tree * AGENTS as u64 / 10, "{} bytes were sent for a tree of {tree}", sent());
+    link.reset();
+    write(&stores.origin.tree, "big.bin", random(BYTES, 1));
+    let number = stores.origin.commit();
+    for agent in &agents {
+        agent.wait_live(number);
+        assert_same(&stores.origin.tree, &agent.live());
+    }
+    let (sent, all) = (sent(), (BYTES * AGENTS) as u64);
+    println!("the origin sent {sent} of {all} bytes");
+    assert!(sent < all / 100, "the origin sent {sent} of {all} bytes");
+    // A change that fits into the announcement costs no look at the store.
+    write(&stores.origin.tree, "index.html", "small");
+    let number = stores.origin.commit();
+    for agent in &agents {
+        agent.wait_live(number);
+    }
+}
+
+#[test]
+fn an_agent_falls_back_on_the_origin_whatever_the_announced_place_does() {
+    let stores = Stores::new("stores-fallback", Anonymous::Reads, &[]);
+    let relay = Relay::new(&stores.store.address());
+    let url = stores.http_url(relay.address());
+    let mut stores = stores.telling(&url);
+    let first = stores.commit();
+    let agent = Agent::started(&stores.scene, &stores.origin, "web1");
+    agent.wait_live(first);
+    assert!(relay.passed() > 1_000_000, "the first sync came from the store");
+    let faults = [
+        ("/pack/", Spoil::Flip),
+        ("/pack/", Spoil::CutAnswer),
+        ("/pack/", Spoil::Status(404)),
+        ("/gen/", Spoil::Status(404)),
+    ];
+    for (n, (of, how)) in faults.into_iter().enumerate() {
+        relay.spoil(of, how);
+        relay.spoil("/update/", how);
+        let before = relay.spoiled();
+        write(&stores.origin.tree, "big.bin", random(1 << 20, n as u64));
+        let number = stores.origin.commit();
+        agent.wait_live(number);
+        assert!(relay.spoiled() > before, "{of} {how:?} was met");
+        assert_same(&stores.origin.tree, &agent.live());
+        relay.heal();
+    }
+    // The store is down: the generation does not get there, and nobody waits for it.
+    stores.store.kill9();
+    write(&stores.origin.tree, "big.bin", random(1 << 20, 9));
+    let number = stores.origin.commit();
+    agent.wait_live(number);
+    assert_same(&stores.origin.tree, &agent.live());
 }

@@ -176,7 +176,7 @@ fn update_frames(
         Some((basis, frames)) if basis == from => Ok(Some(Box::new(frames.into_iter().map(Ok)))),
         _ => match source.update(from, to.hash()) {
             Ok(frames) => Ok(Some(frames)),
-            Err(FetchError::UnknownRoot { .. }) => Ok(None),
+            Err(FetchError::UnknownRoot { .. } | FetchError::NoUpdate { .. }) => Ok(None),
             Err(e) => Err(StageError::Fetch(e)),
         },
     }

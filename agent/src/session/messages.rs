@@ -131,7 +131,7 @@ pub(super) fn hook_report(state: &HookState, waits: Option<u64>) -> Option<v1::H
     })
 }
 
-/// Checks the locations of an announcement. No source reads from them yet.
+/// Checks the number and length of an announcement's locations.
 pub(super) fn check_locations(locations: &[String]) -> Result<(), WireError> {
     let check = |what, actual: usize, limit: usize| match actual > limit {
         true => Err(WireError::Limit { what, actual: actual as u64, limit: limit as u64 }),

@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::hooks::{AfterHook, Changed, Hook, HookState, Occasion};
-use crate::source::Source;
+use crate::source::{Elsewhere, Source};
 
 pub(crate) use self::display::Display;
 pub use self::work::{
@@ -34,6 +34,8 @@ pub enum Command {
         generation: Box<SignedGeneration>,
         /// Update that came with the announcement.
         inline: Option<Inline>,
+        /// Places outside the origin that may have it.
+        locations: Vec<String>,
         /// Activate without a further command.
         activate: bool,
     },
@@ -139,7 +141,7 @@ impl Hooks {
 }
 
 /// Opens the source for one command. Cancelling the token ends its transfers.
-pub type OpenSource = Box<dyn FnMut(CancellationToken) -> Box<dyn Source> + Send>;
+pub type OpenSource = Box<dyn FnMut(Option<Elsewhere<'_>>, CancellationToken) -> Box<dyn Source> + Send>;
 
 /// The session's handle to the worker thread.
 pub(crate) struct Worker {
@@ -294,7 +296,7 @@ impl<R: ReplicaWork> Bench<R> {
             let _ = outbox.try_send(Report::Progress(progress));
         };
         match command {
-            Command::Update { generation, inline, activate } => {
+            Command::Update { generation, inline, locations, activate } => {
                 self.staged = None;
                 self.began = Instant::now();
                 if self.replica.state().live.is_none() {
@@ -306,7 +308,8 @@ impl<R: ReplicaWork> Bench<R> {
                         "first sync"
                     );
                 }
-                let mut source = (self.open_source)(cancellation.transfers.clone());
+                let elsewhere = Elsewhere { locations: &locations, generation: &generation };
+                let mut source = (self.open_source)(Some(elsewhere), cancellation.transfers.clone());
                 let staged = self.replica.stage(&generation, inline, source.as_mut(), &progress, cancel)?;
                 if cancel.load(Ordering::Relaxed) {
                     return Err(Failure::superseded());
@@ -321,7 +324,7 @@ impl<R: ReplicaWork> Bench<R> {
             Command::Return(generation) => {
                 self.staged = None;
                 self.began = Instant::now();
-                let mut source = (self.open_source)(cancellation.transfers.clone());
+                let mut source = (self.open_source)(None, cancellation.transfers.clone());
                 let staged = self.replica.stage_return(&generation, source.as_mut(), &progress, cancel)?;
                 let _ = self.outbox.blocking_send(Report::Activating);
                 self.activate(staged, None)
@@ -334,7 +337,7 @@ impl<R: ReplicaWork> Bench<R> {
             },
             Command::Maintain => Ok(Outcome::Maintained(self.replica.maintain(cancel))),
             Command::Verify => {
-                let mut source = (self.open_source)(cancellation.transfers.clone());
+                let mut source = (self.open_source)(None, cancellation.transfers.clone());
                 let verified = self.replica.verify(source.as_mut(), &progress, cancel);
                 // It may have healed files before it failed.
                 self.hooks.run_missing(&self.replica);

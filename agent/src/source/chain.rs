@@ -6,6 +6,7 @@
 //! | failure | then |
 //! | --- | --- |
 //! | the root of an update is unknown | the next source is asked for the update |
+//! | the source has the tree, and no update to it | everything is fetched by hash, from this source first |
 //! | an answer names missing objects | the next source is asked for those, and the answer goes on |
 //! | a call fails, or a request is not answered at all | the source is given up; the next gets all open requests |
 //! | an answer breaks off | the source is given up, and this attempt fails as it would without a chain |
@@ -100,7 +101,7 @@ impl Source for Chain {
             self.last = Some((to, link.name));
             match lock(&link.source).update(from, to) {
                 Ok(frames) => return Ok(self.watched(link.name, to, frames)),
-                Err(FetchError::Superseded) => return Err(FetchError::Superseded),
+                Err(error @ (FetchError::Superseded | FetchError::NoUpdate { .. })) => return Err(error),
                 Err(FetchError::UnknownRoot { .. }) => {}
                 Err(error) => self.given_up.add(to, link.name, &error_chain(&error)),
             }

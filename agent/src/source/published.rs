@@ -40,6 +40,11 @@ impl Released {
         *self.lock() = Some(Known { root, release: Arc::new(release), index: None });
     }
 
+    /// Whether this is the tree of the release that was set.
+    pub(crate) fn has(&self, root: RootHash) -> bool {
+        self.of(root).is_ok()
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<Known>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -83,14 +88,14 @@ impl Source for PublishedSource {
     fn update(&mut self, from: RootHash, to: RootHash) -> Result<Frames, FetchError> {
         let known = self.released.of(to)?;
         let update = known.release.updates.iter().find(|update| update.from == from);
-        let update = *update.ok_or(FetchError::UnknownRoot { root: from })?;
+        let update = *update.ok_or(FetchError::NoUpdate { from })?;
         // Whatever is wrong with an update, everything can be fetched by hash.
         let index = self.reader.update(&update).map_err(|error| {
             tracing::warn!(error = error_chain(&error), "a published update can't be used");
-            FetchError::UnknownRoot { root: from }
+            FetchError::NoUpdate { from }
         })?;
         if (index.from(), index.to()) != (from, to) {
-            return Err(FetchError::UnknownRoot { root: from });
+            return Err(FetchError::NoUpdate { from });
         }
         Ok(Box::new(UpdateFrames {
             reader: self.reader.clone(),

@@ -704,9 +704,14 @@ pub(super) struct Serve {
     #[arg(long, env = "SYNCD_ORIGIN_BWLIMIT", value_name = "RATE")]
     pub(super) bwlimit: Option<Rate>,
     /// Object store that every generation is also put into, for agents that follow it, as in
-    /// file:///srv/published. It never delays a commit.
-    #[arg(long, env = "SYNCD_PUBLISH", value_name = "URL")]
+    /// s3://BUCKET/PREFIX or file:///srv/published. It never delays a commit.
+    #[arg(long, env = "SYNCD_PUBLISH", value_name = "URL", value_parser = BucketUrl::writable)]
     pub(super) publish: Option<BucketUrl>,
+    /// URL at which agents read the object store, as in https://cdn.example.org/site. Joined agents get the
+    /// bytes of larger updates there, and from the origin if that fails.
+    #[arg(long, env = "SYNCD_PUBLISH_READ", value_name = "URL", requires = "publish",
+        value_parser = BucketUrl::remote)]
+    pub(super) publish_read: Option<BucketUrl>,
     /// Commit through the object store, so that of several origins with the same keys only one can. Commits
     /// wait for the store, and fail while it is down.
     #[arg(long, env = "SYNCD_FENCED", requires = "publish")]

@@ -14,6 +14,7 @@ mod fenced;
 mod import;
 mod journal;
 mod keeper;
+mod locations;
 mod probe;
 mod requests;
 mod share;
@@ -29,10 +30,11 @@ use std::time::Duration;
 
 use syncd_runtime::bucket::{Bucket, BucketUrl, OpenBucketError};
 use syncd_runtime::rate::Rate;
-use syncd_shared::SignedGeneration;
 use syncd_shared::limits::REASON_MAX_BYTES;
+use syncd_shared::published::PublishedError;
 use syncd_shared::published::fencing::Reason;
 use syncd_shared::text::{error_chain, one_line};
+use syncd_shared::{GenerationNumber, SignedGeneration};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -44,6 +46,8 @@ pub use error::PublishError;
 pub use fenced::{FenceError, FencedCommits};
 use journal::Journal;
 use keeper::Keeper;
+pub use locations::Locations;
+use locations::Placed;
 pub use requests::{PublishAction, PublishRequests};
 pub use take_over::{Successor, TakeOverError, restore};
 use upload::Upload;
@@ -59,6 +63,8 @@ const ORDERS: usize = 4;
 pub struct PublishOptions {
     /// `--publish`.
     pub url: BucketUrl,
+    /// `--publish-read`: where agents are told to read.
+    pub read: Option<BucketUrl>,
     /// `--fenced`.
     pub fenced: bool,
     /// Set when another origin was found to be promoted.
@@ -110,8 +116,11 @@ impl Publisher {
         let bucket = self.options.url.open()?;
         let (store, keys, data) = (self.store.clone(), self.keys.clone(), self.data.clone());
         let keeper = Arc::new(Keeper { bucket: bucket.clone(), store, keys, data });
-        let requests = PublishRequests { keeper, view, orders };
-        let task = Task { publisher: self, bucket, upload: None, view: sender, shutdown };
+        let placed = watch::Sender::new(Placed::default());
+        let read = self.options.read.as_ref();
+        let locations = read.map(|url| Locations::new(url, placed.subscribe()));
+        let requests = PublishRequests { keeper, view, orders, locations };
+        let task = Task { publisher: self, bucket, upload: None, view: sender, placed, shutdown };
         Ok((requests, task.run(rollout, receiver)))
     }
 }
@@ -123,6 +132,7 @@ struct Task {
     /// Kept from one generation to the next, and read from the store again after an error.
     upload: Option<Upload>,
     view: watch::Sender<PublishView>,
+    placed: watch::Sender<Placed>,
     shutdown: CancellationToken,
 }
 
@@ -134,13 +144,10 @@ impl Task {
     ) {
         let mut failures = 0;
         loop {
-            let current = rollout.borrow_and_update().released.as_deref().cloned();
-            let published = match current {
-                Some(generation) if self.view.borrow().released == Some(generation.number().get()) => {
-                    Ok(None)
-                }
-                Some(generation) => self.publish(&generation).await,
-                None => Ok(None),
+            let view = rollout.borrow_and_update().clone();
+            let published = match self.place(&view).await {
+                Ok(()) => self.release(&view).await,
+                failed => failed.map(|()| None),
             };
             if self.shutdown.is_cancelled() {
                 return;
@@ -158,6 +165,36 @@ impl Task {
         }
     }
 
+    /// Puts the newest generation if agents are told where it is, before they are told.
+    async fn place(&mut self, view: &RolloutView) -> Result<(), PublishError> {
+        let newest = view.newest.filter(|_| self.publisher.options.read.is_some());
+        let Some(number) = newest.filter(|number| !self.placed.borrow().has(*number)) else { return Ok(()) };
+        let placed = self.put_newest(number).await;
+        self.placed.send_modify(|known| known.note(number, placed.is_ok()));
+        placed
+    }
+
+    async fn put_newest(&mut self, number: u64) -> Result<(), PublishError> {
+        let Some(number) = GenerationNumber::new(number) else { return Ok(()) };
+        let store = self.publisher.store.clone();
+        let stored = blocking(move || Ok(store.generation(number)?)).await?;
+        let Some(stored) = stored else { return Ok(()) };
+        let signed = self.publisher.keys.verify(&stored.record, &stored.signature);
+        self.publish(&signed.map_err(PublishedError::from)?, Until::Placed).await
+    }
+
+    /// Publishes the newest generation whose rollout has ended. Returns its number if it was not yet.
+    async fn release(&mut self, view: &RolloutView) -> Result<Option<u64>, PublishError> {
+        let Some(generation) = view.released.as_deref() else { return Ok(None) };
+        let number = generation.number().get();
+        if self.view.borrow().released == Some(number) {
+            return Ok(None);
+        }
+        self.publish(generation, Until::Released).await?;
+        self.placed.send_modify(|known| known.note(number, true));
+        Ok(Some(number))
+    }
+
     /// Carries out an order with the next attempt, which begins at once.
     fn take(&mut self, order: Order) {
         let journal = Journal::new(&self.publisher.data);
@@ -173,7 +210,7 @@ impl Task {
     }
 
     /// Publishes one generation.
-    async fn publish(&mut self, generation: &SignedGeneration) -> Result<Option<u64>, PublishError> {
+    async fn publish(&mut self, generation: &SignedGeneration, until: Until) -> Result<(), PublishError> {
         let Publisher { store, keys, planner, data, options } = &self.publisher;
         let parts = upload::Parts {
             bucket: self.bucket.clone(),
@@ -199,13 +236,24 @@ impl Task {
         }
         let of = generation.clone();
         let open = blocking(move || {
-            open.publish(&of, updates)?;
+            open.place(&of, updates)?;
+            if until == Until::Released {
+                open.move_head(&of)?;
+            }
             Ok(open)
         })
         .await?;
         self.upload = Some(open);
-        Ok(Some(generation.number().get()))
+        Ok(())
     }
+}
+
+/// The last step of publishing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Until {
+    /// Everything is there, and `head` does not name it.
+    Placed,
+    Released,
 }
 
 async fn blocking<T: Send + 'static>(

@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::error::PublishError;
 use super::keeper::{Checked, Collected, GcOptions, Keeper};
-use super::{Order, PublishView};
+use super::{Locations, Order, PublishView};
 use crate::admin::protocol::Reply;
 use crate::admin::status::PublishStatus;
 
@@ -38,9 +38,15 @@ pub struct PublishRequests {
     pub(super) keeper: Arc<Keeper>,
     pub(super) view: watch::Receiver<PublishView>,
     pub(super) orders: mpsc::Sender<Order>,
+    pub(super) locations: Option<Locations>,
 }
 
 impl PublishRequests {
+    /// The place that agents are told; `None` without `--publish-read`.
+    pub fn locations(&self) -> Option<Locations> {
+        self.locations.clone()
+    }
+
     /// State of publishing.
     pub fn view(&self) -> PublishView {
         self.view.borrow().clone()

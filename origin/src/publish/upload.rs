@@ -154,8 +154,8 @@ impl Upload {
         Ok(bases)
     }
 
-    /// Puts everything of a generation, and `head` last.
-    pub(super) fn publish(
+    /// Puts everything of a generation. Nothing names it yet.
+    pub(super) fn place(
         &mut self,
         generation: &SignedGeneration,
         updates: Vec<UpdateFile>,
@@ -177,7 +177,7 @@ impl Upload {
                 self.listed()?;
             }
         }
-        self.move_head(generation)
+        Ok(())
     }
 
     /// Whether a generation lists what must be put again.
@@ -239,7 +239,8 @@ impl Upload {
         check_same(&there, generation)
     }
 
-    fn move_head(&self, generation: &SignedGeneration) -> Result<(), PublishError> {
+    /// Has `head` name a generation, for those who follow.
+    pub(super) fn move_head(&self, generation: &SignedGeneration) -> Result<(), PublishError> {
         let current = self.head()?;
         if let Some(head) = current {
             self.check_epoch(&head, generation)?;

@@ -44,6 +44,7 @@ use crate::fleet::Fleet;
 use crate::keys::Keys;
 use crate::listener::{incoming, server_builder};
 use crate::plan::Planner;
+use crate::publish::Locations;
 
 #[cfg(feature = "testing")]
 pub use {
@@ -91,6 +92,8 @@ pub struct Services {
     pub limit: Option<Arc<Bucket>>,
     /// Collected directories; `None` if none is configured.
     pub collected: Option<Collection>,
+    /// `--publish-read`.
+    pub locations: Option<Locations>,
 }
 
 /// Serves agents on `listener` until `shutdown`. The future completes when all connections have ended, or

@@ -40,7 +40,8 @@ use super::{FEATURES, FromPeer, HEARTBEAT_INTERVAL, PROTOCOL, Services, takes_up
 use crate::fleet::rollout::Assignment;
 use crate::fleet::{AgentDrift, AgentProgress, AgentState, Attachment, EndReason, Greeting, Report};
 use crate::metrics::{Sent, metrics};
-use crate::plan::{EncodedUpdate, Planner};
+use crate::plan::Planner;
+use crate::publish::Locations;
 
 /// Time limit for the agent's hello.
 const HELLO: Duration = Duration::from_secs(10);
@@ -53,7 +54,8 @@ const SPARE_MISSES_MAX: u64 = u32::MAX as u64;
 /// Longest boot ID and agent version, in bytes.
 const SHORT_TEXT_MAX_BYTES: usize = 256;
 
-type Plan = Pin<Box<dyn Future<Output = Option<Arc<EncodedUpdate>>> + Send>>;
+/// The parts of an announcement beside the generation: an update file, or places that have the bytes.
+type Plan = Pin<Box<dyn Future<Output = (Bytes, Vec<String>)> + Send>>;
 
 /// Runs a control stream to its end. `Ok` if the agent closed it. Logs both ends with the agent's name.
 pub async fn run(
@@ -115,6 +117,7 @@ async fn converse(
     services.keys.note_number(known);
     let mut session = Session {
         planner: services.planner.clone(),
+        locations: services.locations.clone(),
         live,
         reported,
         goes_back_to: pinned,
@@ -251,6 +254,8 @@ impl Outbox {
 
 struct Session {
     planner: Planner,
+    /// Places that agents ask for larger updates, before they ask the origin.
+    locations: Option<Locations>,
     attachment: Attachment,
     /// The newest trust document. One that is taken later is sent before what it signs.
     trust: watch::Receiver<Arc<SignedTrust>>,
@@ -346,17 +351,21 @@ impl Session {
             return;
         }
         let to = generation.root_hash();
-        let plan: Plan = match self.live {
-            Some(from) if from != to && self.takes_updates => {
-                let planner = self.planner.clone();
-                Box::pin(async move {
-                    let update = tokio::time::timeout(INLINE_WAIT, planner.update(from, to)).await;
-                    update.ok()?.ok()
-                })
+        let from = self.live.filter(|from| *from != to && self.takes_updates);
+        let (planner, locations) = (self.planner.clone(), self.locations.clone());
+        let (number, is_live) = (generation.number(), self.live == Some(to));
+        let plan = async move {
+            let update = match from {
+                Some(from) => tokio::time::timeout(INLINE_WAIT, planner.update(from, to)).await.ok(),
+                None => None,
+            };
+            let file = update.and_then(Result::ok).and_then(|update| update.inline_file());
+            match (file, locations) {
+                (None, Some(locations)) if !is_live => (Bytes::new(), locations.of(number).await),
+                (file, _) => (file.unwrap_or_default(), Vec::new()),
             }
-            _ => Box::pin(std::future::ready(None)),
         };
-        self.plan = Some((assignment, plan));
+        self.plan = Some((assignment, Box::pin(plan)));
     }
 
     /// The generation that the agent was told to stage may go live. An announcement that is not sent yet is
@@ -375,9 +384,8 @@ impl Session {
         }
     }
 
-    fn announce(&mut self, planned: (Assignment, Option<Arc<EncodedUpdate>>)) {
-        let (Assignment { generation, activate, flipped }, update) = planned;
-        let file = update.and_then(|update| update.inline_file()).unwrap_or_default();
+    fn announce(&mut self, planned: (Assignment, (Bytes, Vec<String>))) {
+        let (Assignment { generation, activate, flipped }, (file, locations)) = planned;
         metrics().sent(Sent::Announced, file.len());
         let generation = v1::SignedGeneration {
             record: Bytes::copy_from_slice(generation.record()),
@@ -387,7 +395,7 @@ impl Session {
             generation: Some(generation),
             activate_when_staged: activate,
             update_file: file,
-            locations: Vec::new(),
+            locations,
             flipped,
         });
     }
@@ -499,7 +507,7 @@ impl Session {
 
 /// Returns the next announcement once its update is planned, or known not to come. Cancel safe: the plan is
 /// kept.
-async fn planned(plan: &mut Option<(Assignment, Plan)>) -> (Assignment, Option<Arc<EncodedUpdate>>) {
+async fn planned(plan: &mut Option<(Assignment, Plan)>) -> (Assignment, (Bytes, Vec<String>)) {
     let Some((assignment, future)) = plan else { return std::future::pending().await };
     let update = future.await;
     let assignment = assignment.clone();

@@ -71,8 +71,14 @@ impl Origin {
         let planner = Planner::new(contents.clone(), data.path(), PlanBudget::default()).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let services =
-            Services { keys: keys.clone(), fleet: fleet.clone(), planner, limit: None, collected: None };
+        let services = Services {
+            keys: keys.clone(),
+            fleet: fleet.clone(),
+            planner,
+            limit: None,
+            collected: None,
+            locations: None,
+        };
         tasks.spawn(serve(listener, services, shutdown.clone()).unwrap());
         Self { data, keys, contents, fleet, address, observed, shutdown, tasks }
     }

@@ -36,7 +36,7 @@ use crate::on_rollout::Herald;
 use crate::overlap;
 pub use crate::overlap::OverlapError;
 use crate::plan::{PlanBudget, Planner};
-use crate::publish::{FencedCommits, Publisher};
+use crate::publish::{FencedCommits, PublishRequests, Publisher};
 pub use crate::publish::{PublishOptions, restore};
 pub use crate::purge::PurgeOptions;
 use crate::purge::Purger;
@@ -254,8 +254,14 @@ impl Origin {
         }
         // A directory that is no longer configured stays in DATA, and is not offered to nodes.
         let offered = collected.clone().filter(|_| !options.collected.is_empty());
-        let services =
-            Services { keys: keys.clone(), fleet: fleet.clone(), planner, limit, collected: offered };
+        let services = Services {
+            keys: keys.clone(),
+            fleet: fleet.clone(),
+            planner,
+            limit,
+            collected: offered,
+            locations: publish.as_ref().and_then(PublishRequests::locations),
+        };
         if let Some(collection) = &collected {
             tasks.spawn(upkeep::expire_collected(collection.clone(), shutdown.clone()));
         }

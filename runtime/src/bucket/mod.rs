@@ -63,6 +63,10 @@ pub enum BucketUrlError {
     Scheme { url: String },
     #[error("\"{url}\": the path of a file:// URL is absolute, as in file:///srv/published")]
     Relative { url: String },
+    #[error("\"{url}\" can only be read: publish to s3:// or file://, and give it to --publish-read")]
+    ReadOnly { url: String },
+    #[error("\"{url}\" is a directory of this machine: name https:// or s3://, which agents can read")]
+    Local { url: String },
     #[error("\"{url}\": a password in a URL shows in logs, and a query or fragment names no directory")]
     Parts { url: String },
 }
@@ -99,9 +103,30 @@ impl BucketUrl {
         }
     }
 
-    /// Whether objects can be written there.
-    pub fn is_writable(&self) -> bool {
-        !self.0.starts_with("http")
+    /// The URL of a store that objects can be put into.
+    pub fn writable(text: &str) -> Result<Self, BucketUrlError> {
+        let url: Self = text.parse()?;
+        if url.0.starts_with("http") {
+            Err(BucketUrlError::ReadOnly { url: url.to_string() })
+        } else {
+            Ok(url)
+        }
+    }
+
+    /// The URL of a store that other machines can read, too.
+    pub fn remote(text: &str) -> Result<Self, BucketUrlError> {
+        let url: Self = text.parse()?;
+        if url.is_remote() { Ok(url) } else { Err(BucketUrlError::Local { url: url.to_string() }) }
+    }
+
+    /// Whether it names no directory of this machine.
+    pub fn is_remote(&self) -> bool {
+        !self.0.starts_with("file:")
+    }
+
+    /// As it was given.
+    pub fn as_str(&self) -> &str {
+        &self.0
     }
 }
 

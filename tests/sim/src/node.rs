@@ -13,7 +13,9 @@ use std::time::Duration;
 
 use syncd_agent::clock::Clock;
 use syncd_agent::replica::{Replica, ReplicaOptions, Swap};
-use syncd_agent::session::worker::{Bench, Cancellation, Command, Hooks, ReplicaState, ReplicaWork, Report};
+use syncd_agent::session::worker::{
+    Bench, Cancellation, Command, Hooks, OpenSource, ReplicaState, ReplicaWork, Report,
+};
 use syncd_agent::source::{Batches, FetchError, Frames, Source};
 use syncd_shared::RootHash;
 use syncd_shared::diff::PartLimits;
@@ -127,7 +129,7 @@ fn work(
     let _ = outbox.send(FromWorker::Opened(Ok(Box::new(replica.state()))));
     let wire = Wire { inbox: inbox.clone(), outbox: outbox.clone(), transfers: Arc::default() };
     let (reports, mut reported) = tokio::sync::mpsc::channel(4096);
-    let open_source = Box::new(move |_| Box::new(wire.clone()) as Box<dyn Source>);
+    let open_source: OpenSource = Box::new(move |_, _| Box::new(wire.clone()) as Box<dyn Source>);
     let mut bench = Bench::new(replica, open_source, Hooks::default(), reports);
     loop {
         // A separate statement, so that the lock is released before the command runs.

@@ -85,7 +85,7 @@ impl Origin {
         }
         sealer.source().take_changes();
         sealer.scan().context("the first scan")?;
-        let services = Services { keys, fleet, planner, limit: None, collected: None };
+        let services = Services { keys, fleet, planner, limit: None, collected: None, locations: None };
         Ok(Self { services, sealer, observed, store, killed, shutdown, tasks })
     }
 

@@ -293,8 +293,9 @@ impl Machine {
             let generation = Box::new(target.generation.clone());
             let job = Job::Update { number: generation.number(), root: generation.root_hash() };
             let inline = target.inline.take();
+            let locations = target.locations.clone();
             let activate = target.activate && !stages_first;
-            return Some((job, Command::Update { generation, inline, activate }));
+            return Some((job, Command::Update { generation, inline, locations, activate }));
         }
         if self.verify_wanted {
             return Some((Job::Verify, Command::Verify));

@@ -19,6 +19,8 @@ pub(super) struct Target {
     pub(super) generation: SignedGeneration,
     pub(super) activate: bool,
     pub(super) inline: Option<Inline>,
+    /// Places outside the origin that may have it.
+    pub(super) locations: Vec<String>,
     /// Other nodes serve it already.
     pub(super) flipped: bool,
 }
@@ -69,7 +71,8 @@ impl Machine {
             self.say_activated(out);
         }
         let (activate, flipped) = (announce.activate_when_staged, announce.flipped);
-        self.target = Some(Target { generation, activate, inline, flipped });
+        let locations = announce.locations;
+        self.target = Some(Target { generation, activate, inline, locations, flipped });
         self.retry_hook(out);
         // Answers the announcement, even where it was reported before.
         self.said_staged = None;
