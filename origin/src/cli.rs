@@ -13,7 +13,6 @@ mod watch;
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -31,6 +30,7 @@ use crate::admin::RolloutAction;
 use crate::admin::offline::{DataDirectory, join_address};
 use crate::admin::protocol::{NodeRequest, Reply, Request, Wait};
 use crate::fleet::rollout::Policies;
+use crate::publish::Deposed;
 use crate::service::{self, PublishOptions, PurgeOptions, ServeOptions, StoodBy};
 use crate::store::Retention;
 
@@ -332,7 +332,7 @@ async fn serve_until_signal(serve: Serve) -> anyhow::Result<ExitCode> {
             url,
             read: serve.publish_read,
             fenced: serve.fenced,
-            deposed: Arc::default(),
+            deposed: Deposed::default(),
             bwlimit: serve.publish_bwlimit,
         }),
         purge: serve.purge.map(|command| PurgeOptions { command, sites: serve.purge_site }),

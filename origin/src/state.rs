@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::commit::{OriginView, State};
 use crate::fleet::FleetView;
 use crate::fleet::rollout::RolloutView;
-use crate::publish::{PublishRequests, PublishView};
+use crate::publish::{Deposed, PublishRequests, PublishView};
 use crate::purge::PurgeView;
 use crate::watch::Watch;
 
@@ -27,6 +27,7 @@ pub struct OriginState {
     pub fleet: watch::Receiver<Arc<FleetView>>,
     pub rollout: watch::Receiver<Arc<RolloutView>>,
     pub data_trouble: watch::Receiver<Option<DataTrouble>>,
+    pub deposed: Deposed,
     /// `None` without `--publish`.
     pub publish: Option<PublishRequests>,
     /// `None` without `--purge`.
@@ -77,11 +78,15 @@ impl OriginState {
     /// The state now.
     pub fn snapshot(&self) -> Snapshot {
         let polled = self.watch.as_ref().map(|watch| watch.polled()).unwrap_or_default();
+        let mut origin = held_by(self.committer.borrow().clone(), self.data_trouble.borrow().clone());
+        if let Some(reason) = self.deposed.reason() {
+            (origin.state, origin.reason) = (State::Held, Some(reason.to_string()));
+        }
         Snapshot {
             tree: self.tree.clone(),
             grpc_address: self.grpc_address,
             http_address: self.http_address,
-            origin: held_by(self.committer.borrow().clone(), self.data_trouble.borrow().clone()),
+            origin,
             fleet: self.fleet.borrow().clone(),
             publish: self.publish.as_ref().map(PublishRequests::view),
             purge: self.purge.as_ref().map(|purge| purge.borrow().clone()),

@@ -30,6 +30,7 @@ impl Published {
             (0..300_000u32).flat_map(|n| (n.wrapping_mul(2_654_435_761)).to_le_bytes()).collect();
         write(&tree, "large.bin", &large);
         let bucket = scene.path("bucket");
+        fs::create_dir(&bucket).expect("a directory");
         let url = url(&bucket);
         let options = [&["--trigger", "manual", "--publish", &url], options].concat();
         let mut origin = Origin::create(&scene, &tree).with_options(&options);
@@ -288,6 +289,37 @@ fn a_check_finds_what_is_damaged_or_missing_and_it_is_put_again() {
     check(&published).expect_success();
 }
 
+#[test]
+fn a_damaged_generation_is_named_and_put_again() {
+    let mut published = Published::new("published-generation");
+    let first = published.commit();
+    let damaged = published.objects("gen").remove(0);
+    let check = |published: &Published| published.origin.cli("publish", &["check"]);
+    for length in [0, 100] {
+        let whole = fs::read(&damaged).expect("an object");
+        fs::write(&damaged, &whole[..length]).expect("cut an object");
+        let found = check(&published);
+        let names_it = found.stdout.contains("damaged: gen/") && found.stdout.contains("is damaged");
+        assert!(found.code == Some(1) && names_it, "{found:#?}");
+        wait::until("the generation to be put again", || check(&published).code.filter(|code| *code == 0));
+        // Also by an origin that starts, which tells at once what followers get.
+        published.origin.stop();
+        fs::write(&damaged, &whole[..length]).expect("cut an object");
+        published.origin.start();
+        assert_eq!(published.publish()["released"], first);
+        wait::until("the generation to be put again", || check(&published).code.filter(|code| *code == 0));
+    }
+    // Or if it is gone, and `head` with it.
+    for gone in [vec![damaged.clone()], vec![damaged.clone(), published.bucket.join("head")]] {
+        gone.iter().for_each(|path| fs::remove_file(path).expect("remove an object"));
+        assert_eq!(check(&published).code, Some(1));
+        wait::until("the generation to be put again", || check(&published).code.filter(|code| *code == 0));
+    }
+    let agent = published.started("web1");
+    agent.wait_live(first);
+    assert_same(&published.origin.tree, &agent.live());
+}
+
 /// Copies the keys of an origin into a new data directory, as a backup of the small set has them.
 fn copy_keys(from: &Path, to: &Path) {
     fs::create_dir(to).expect("a directory");
@@ -321,8 +353,13 @@ fn an_origin_is_restored_from_its_keys_and_the_object_store() {
     let options = ["--trigger", "manual", "--publish", &bucket];
     let mut restored =
         Origin::existing(&published.scene, "restored", &tree).with_options(&options).listening(&address);
+    // A name and bytes that no key has signed decide nothing.
+    let newest = published.objects("gen").pop().expect("a generation");
+    let stray = newest.with_file_name(format!("{:020}", u64::MAX));
+    fs::copy(&newest, &stray).expect("copy an object");
     let outcome = restored.cli("restore", &["--from", &bucket]).expect_success();
     assert_eq!(outcome.only_line(), last.to_string());
+    fs::remove_file(&stray).expect("remove an object");
     let again = restored.cli("restore", &["--from", &bucket]);
     assert!(again.code == Some(1) && again.stderr.contains("has generations already"), "{again:#?}");
     restored.start();
@@ -350,6 +387,11 @@ fn an_origin_is_restored_from_its_keys_and_the_object_store() {
             .map(str::to_owned)
     });
     assert!(error.contains("deposed"), "{error}");
+    let status = zombie.status();
+    assert_eq!(status.state, "held", "{status:?}");
+    // Agents that know its address are not kept from the other origin.
+    let address: std::net::SocketAddr = zombie.address().parse().expect("an address");
+    wait::until("the old origin to close its port", || std::net::TcpStream::connect(address).err());
     write(&old_tree, "index.html", "from the old origin");
     let refused = zombie.cli("commit", &["--allow-mass-deletion"]);
     assert!(refused.code == Some(1) && refused.stderr.contains("deposed"), "{refused:#?}");

@@ -413,6 +413,7 @@ fn a_web_server_with_https_is_followed_by_the_trust_of_the_machine() {
     let scene = Scene::new("stores-https");
     let (tree, bucket) = (scene.path("tree"), scene.path("bucket"));
     small_site(&tree, 10);
+    fs::create_dir(&bucket).expect("a directory");
     let url = format!("file://{}", bucket.display());
     let mut origin = Origin::create(&scene, &tree).with_options(&["--trigger", "manual", "--publish", &url]);
     origin.start();

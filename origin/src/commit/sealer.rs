@@ -5,12 +5,11 @@ mod signing;
 
 use std::collections::BTreeSet;
 use std::pin::Pin;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::task::{Context, Waker};
 
 use syncd_shared::diff::DiffError;
 use syncd_shared::generation::check_label;
-use syncd_shared::published::fencing::Reason;
 use syncd_shared::{RootEntry, SignedGeneration, TreePath};
 
 use tokio_util::sync::CancellationToken;
@@ -32,7 +31,7 @@ use crate::fleet::rollout::record::{ORDER, ROLLOUT};
 use crate::fleet::rollout::{Plan, Policies};
 use crate::keys::Keys;
 use crate::metrics::metrics;
-use crate::publish::FencedCommits;
+use crate::publish::{Deposed, FencedCommits};
 use crate::scan::{ScanError, ScanOptions, Withheld, guard};
 use crate::source::{Snapshot, SnapshotFate, SnapshotJob, TreeSource};
 use crate::store::{CheckReport, Retention, Store, StoreError, Writer};
@@ -78,7 +77,7 @@ pub struct Sealer {
     /// `None` unless `--fenced`.
     fence: Option<FencedCommits>,
     /// Set when another origin was found to be promoted: nothing is committed from then on.
-    deposed: Arc<OnceLock<Reason>>,
+    deposed: Deposed,
     /// `None` unless `--mtime distinct`.
     distinct: Option<DistinctTimes>,
     /// Files that got a later second in the tree that is about to be sealed.
@@ -118,7 +117,7 @@ impl Sealer {
             rollbacks,
             promotion,
             fence: None,
-            deposed: Arc::default(),
+            deposed: Deposed::default(),
             distinct,
             retimed: SomeFiles::default(),
             times: ChangedTimes::default(),
@@ -128,7 +127,7 @@ impl Sealer {
     }
 
     /// Commits through the object store from now on, where there is a fence, and nothing once it is deposed.
-    pub fn with_fence(self, fence: Option<FencedCommits>, deposed: Arc<OnceLock<Reason>>) -> Self {
+    pub fn with_fence(self, fence: Option<FencedCommits>, deposed: Deposed) -> Self {
         Self { fence, deposed, ..self }
     }
 

@@ -18,6 +18,9 @@ pub enum PublishError {
     /// An object of the store is not what this origin, or another of its tree, has put there.
     #[error("the object store has something else than this tree")]
     Published(#[from] PublishedError),
+    /// Bytes of the object have changed in the object store.
+    #[error("{name} in the object store is damaged")]
+    Damaged { name: String, source: PublishedError },
     #[error("object {name} is missing in the object store: it is put again")]
     Missing { name: String },
     /// The pack was put, and then nobody listed it for longer than the grace.

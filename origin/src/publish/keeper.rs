@@ -66,18 +66,25 @@ pub(super) struct Checked {
     pub(super) bytes: u64,
     /// Packs and updates that must be put again.
     pub(super) lost: Vec<[u8; 32]>,
+    /// The object of the released generation must be put again. Nothing else was checked then.
+    pub(super) lost_release: bool,
 }
 
 impl Keeper {
-    fn head(&self) -> Result<Head, PublishError> {
+    /// The head, verified.
+    pub(super) fn head(&self) -> Result<Head, PublishError> {
         let object = self.bucket.get(HEAD, HEAD_OBJECT_MAX_BYTES)?.ok_or(PublishError::NothingPublished)?;
         Ok(published::verify_head(&object, self.keys.trust().document())?)
     }
 
     fn release(&self, number: GenerationNumber) -> Result<Release, PublishError> {
         let name = published::generation_name(number);
-        let object = self.bucket.get(&name, RELEASE_MAX_BYTES)?.ok_or(PublishError::Missing { name })?;
-        let release = Release::decode(&object)?;
+        let object = self.bucket.get(&name, RELEASE_MAX_BYTES)?;
+        let Some(object) = object else { return Err(PublishError::Missing { name }) };
+        let release = Release::decode(&object).map_err(|source| match source {
+            PublishedError::Hash { .. } => PublishError::Damaged { name, source },
+            other => other.into(),
+        })?;
         self.keys.verify(release.record(), release.signature()).map_err(PublishedError::from)?;
         Ok(release)
     }
@@ -135,7 +142,11 @@ impl Keeper {
         older.sort_unstable();
         let mut needed = HashSet::new();
         for number in older.iter().rev().take(keep.max(1)).chain(&newer) {
-            let release = self.release(*number)?;
+            let release = match self.release(*number) {
+                // Nobody reads an earlier generation any more, and this one nobody can.
+                Err(PublishError::Damaged { .. }) if *number < released => continue,
+                release => release?,
+            };
             self.check_epoch(release.generation.epoch)?;
             needed.insert(published::generation_name(*number));
             needed.extend(release.packs.iter().map(|pack| published::pack_name(&pack.name)));
@@ -158,7 +169,17 @@ impl Keeper {
         told: &mut dyn FnMut(String),
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Checked, PublishError> {
-        let release = self.release(self.head()?.number)?;
+        let release = match self.head().and_then(|head| self.release(head.number)) {
+            Err(
+                error @ (PublishError::Damaged { .. }
+                | PublishError::Missing { .. }
+                | PublishError::NothingPublished),
+            ) => {
+                told(error_chain(&error));
+                return Ok(Checked { lost_release: true, ..Checked::default() });
+            }
+            release => release?,
+        };
         let sizes: HashMap<String, u64> =
             self.objects()?.into_iter().map(|object| (object.name, object.bytes)).collect();
         let all = release.packs.iter().map(|pack| pack.bytes);

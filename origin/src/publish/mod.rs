@@ -55,6 +55,9 @@ use upload::Upload;
 /// Pauses between attempts.
 const RETRY: [u64; 6] = [1, 2, 5, 15, 30, 60];
 
+/// Pause between two looks at `head` while nothing is committed.
+const LOOK: Duration = Duration::from_secs(60);
+
 /// Orders that wait for an attempt to end.
 const ORDERS: usize = 4;
 
@@ -68,9 +71,33 @@ pub struct PublishOptions {
     /// `--fenced`.
     pub fenced: bool,
     /// Set when another origin was found to be promoted.
-    pub deposed: Arc<OnceLock<Reason>>,
+    pub deposed: Deposed,
     /// `--publish-bwlimit`.
     pub bwlimit: Option<Rate>,
+}
+
+/// Whether another origin was found to be promoted. Then this one commits nothing and serves no agent.
+#[derive(Debug, Clone, Default)]
+pub struct Deposed {
+    reason: Arc<OnceLock<Reason>>,
+    found: CancellationToken,
+}
+
+impl Deposed {
+    pub fn reason(&self) -> Option<Reason> {
+        self.reason.get().copied()
+    }
+
+    /// Completes when it is found. Cancel safe.
+    pub async fn found(&self) {
+        self.found.cancelled().await;
+    }
+
+    fn set(&self, reason: Reason) {
+        if self.reason.set(reason).is_ok() {
+            self.found.cancel();
+        }
+    }
 }
 
 /// State of publishing, for `status`.
@@ -119,8 +146,17 @@ impl Publisher {
         let placed = watch::Sender::new(Placed::default());
         let read = self.options.read.as_ref();
         let locations = read.map(|url| Locations::new(url, placed.subscribe()));
-        let requests = PublishRequests { keeper, view, orders, locations };
-        let task = Task { publisher: self, bucket, upload: None, view: sender, placed, shutdown };
+        let requests = PublishRequests { keeper: keeper.clone(), view, orders, locations };
+        let task = Task {
+            publisher: self,
+            bucket,
+            keeper,
+            upload: None,
+            whole: None,
+            view: sender,
+            placed,
+            shutdown,
+        };
         Ok((requests, task.run(rollout, receiver)))
     }
 }
@@ -129,8 +165,11 @@ impl Publisher {
 struct Task {
     publisher: Publisher,
     bucket: Arc<dyn Bucket>,
+    keeper: Arc<Keeper>,
     /// Kept from one generation to the next, and read from the store again after an error.
     upload: Option<Upload>,
+    /// The generation that was seen to be published whole since the start.
+    whole: Option<u64>,
     view: watch::Sender<PublishView>,
     placed: watch::Sender<Placed>,
     shutdown: CancellationToken,
@@ -143,6 +182,7 @@ impl Task {
         mut orders: mpsc::Receiver<Order>,
     ) {
         let mut failures = 0;
+        self.show_head().await;
         loop {
             let view = rollout.borrow_and_update().clone();
             let published = match self.place(&view).await {
@@ -153,7 +193,10 @@ impl Task {
                 return;
             }
             if let Err(PublishError::Held(reason @ Reason::Deposed { .. })) = &published {
-                let _ = self.publisher.options.deposed.set(*reason);
+                self.publisher.options.deposed.set(*reason);
+            }
+            if let Ok(Some(number)) = published {
+                self.whole = Some(number);
             }
             failures = show(&self.view, published, failures);
             tokio::select! {
@@ -161,6 +204,7 @@ impl Task {
                 changed = rollout.changed() => if changed.is_err() { return },
                 Some(order) = orders.recv() => self.take(order),
                 () = tokio::time::sleep(pause(failures)), if failures > 0 => {}
+                () = tokio::time::sleep(LOOK), if failures == 0 => self.look().await,
             }
         }
     }
@@ -187,12 +231,32 @@ impl Task {
     async fn release(&mut self, view: &RolloutView) -> Result<Option<u64>, PublishError> {
         let Some(generation) = view.released.as_deref() else { return Ok(None) };
         let number = generation.number().get();
-        if self.view.borrow().released == Some(number) {
+        if self.whole == Some(number) {
             return Ok(None);
         }
         self.publish(generation, Until::Released).await?;
         self.placed.send_modify(|known| known.note(number, true));
         Ok(Some(number))
+    }
+
+    /// Shows which generation followers get before anything is published. An object store that does not
+    /// answer is noticed by the first attempt.
+    async fn show_head(&self) {
+        let keeper = self.keeper.clone();
+        let head = tokio::task::spawn_blocking(move || keeper.head()).await;
+        if let Ok(Ok(head)) = head {
+            self.view.send_modify(|view| view.released = Some(head.number.get()));
+        }
+    }
+
+    /// Publishes again unless `head` names what was published: the store may be emptied, or gone.
+    async fn look(&mut self) {
+        let keeper = self.keeper.clone();
+        let head = tokio::task::spawn_blocking(move || keeper.head()).await;
+        let named = head.ok().and_then(Result::ok).map(|head| head.number.get());
+        if named != self.whole {
+            (self.whole, self.upload) = (None, None);
+        }
     }
 
     /// Carries out an order with the next attempt, which begins at once.
@@ -201,7 +265,7 @@ impl Task {
         let noted = match order {
             Order::Drop(names) => journal.drop_packs(&names),
             Order::Lose(names) => {
-                self.view.send_modify(|view| view.released = None);
+                self.whole = None;
                 journal.lose(&names)
             }
         };

@@ -79,10 +79,10 @@ impl PublishRequests {
                 lines(Reply::Progress { bytes, total_bytes });
             }
         };
-        let Checked { packs, updates, bytes, lost } =
+        let Checked { packs, updates, bytes, lost, lost_release } =
             self.keeper.check(&mut |damage| damaged.push(damage), &mut report)?;
-        let result =
-            if lost.is_empty() { "all intact".to_owned() } else { format!("{} damaged", lost.len()) };
+        let damages = damaged.len();
+        let result = if damages == 0 { "all intact".to_owned() } else { format!("{damages} damaged") };
         let text = format!(
             "checked {} and {}, {}: {result}",
             counted(packs as u64, "pack", "packs"),
@@ -93,7 +93,7 @@ impl PublishRequests {
             lines(Reply::Damage { damage });
         }
         lines(Reply::Remark { text });
-        if lost.is_empty() {
+        if lost.is_empty() && !lost_release {
             return Ok(0);
         }
         self.order(Order::Lose(lost))?;

@@ -8,6 +8,7 @@ use syncd_runtime::bucket::{Bucket, BucketError, BucketUrl, OpenBucketError};
 use syncd_runtime::published::{ReadError, Reader};
 use syncd_shared::identity::SignedTrust;
 use syncd_shared::published::{self, PublishedError, RELEASE_MAX_BYTES, Release};
+use syncd_shared::text::error_chain;
 use syncd_shared::{GenerationNumber, Head, SignedGeneration};
 
 use super::import::{ImportError, import};
@@ -129,21 +130,42 @@ impl Successor {
             }
             Ok(None) => {}
             Err(error) => tracing::warn!(
-                error = syncd_shared::text::error_chain(&error),
+                error = error_chain(&error),
                 "the object store is not read: this origin goes on from what it has"
             ),
         }
         Promotion::after(epoch, number, self.keys.trust().document()).ok_or(TakeOverError::NoPlaceLeft)
     }
 
-    /// Epoch and number of the last published generation, released or not.
+    /// Epoch and number of the last published generation, released or not. Objects that this tree's keys
+    /// have not signed count for nothing, whatever their name says.
     fn highest(&self) -> Result<Option<(u32, GenerationNumber)>, TakeOverError> {
         let listed = self.bucket.list("gen/")?;
-        let last = listed.iter().filter_map(|object| published::generation_of_name(&object.name)).max();
-        let Some(number) = last else { return Ok(None) };
-        let object = self.bucket.get(&published::generation_name(number), RELEASE_MAX_BYTES)?;
-        let release = object.map(|object| Release::decode(&object)).transpose()?;
-        Ok(Some((release.map_or(0, |release| release.generation.epoch), number)))
+        let mut numbers: Vec<_> =
+            listed.iter().filter_map(|object| published::generation_of_name(&object.name)).collect();
+        numbers.sort_unstable();
+        for number in numbers.into_iter().rev() {
+            let name = published::generation_name(number);
+            let Some(object) = self.bucket.get(&name, RELEASE_MAX_BYTES)? else { continue };
+            match self.verified(&object, number) {
+                Ok(epoch) => return Ok(Some((epoch, number))),
+                Err(error) => {
+                    let error = error_chain(&error);
+                    tracing::warn!(name, error, "this is no generation of this tree: delete it");
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// The epoch of a published generation.
+    fn verified(&self, object: &[u8], number: GenerationNumber) -> Result<u32, PublishedError> {
+        let release = Release::decode(object)?;
+        self.keys.verify(release.record(), release.signature())?;
+        if release.generation.number != number {
+            return Err(PublishedError::Form { object: "a published generation" });
+        }
+        Ok(release.generation.epoch)
     }
 
     /// Makes this the origin of the tree from its next start on, durably. Returns the place of its first

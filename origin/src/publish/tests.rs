@@ -15,6 +15,7 @@ use crate::keys::Keys;
 use crate::store::Store;
 
 fn bucket(directory: &Path) -> BucketUrl {
+    std::fs::create_dir_all(directory.join("bucket")).unwrap();
     format!("file://{}/bucket", directory.display()).parse().unwrap()
 }
 

@@ -12,7 +12,7 @@ use syncd_shared::published::fencing::Reason;
 use syncd_shared::published::garbage::{GARBAGE, GARBAGE_MAX_BYTES, GarbageList};
 use syncd_shared::published::pack::{BuiltPack, read_table};
 use syncd_shared::published::{
-    self, HEAD, HEAD_OBJECT_MAX_BYTES, Nonce, PackRef, RELEASE_MAX_BYTES, Release, UpdateRef,
+    self, HEAD, HEAD_OBJECT_MAX_BYTES, Nonce, PackRef, PublishedError, RELEASE_MAX_BYTES, Release, UpdateRef,
 };
 use syncd_shared::{GenerationNumber, Head, RootHash, SignedGeneration};
 use tokio_util::sync::CancellationToken;
@@ -133,10 +133,19 @@ impl Upload {
         Ok(())
     }
 
+    /// The object of a generation. A damaged one is deleted, since no reader can use it: it is put again.
     fn release(&self, number: GenerationNumber) -> Result<Option<Release>, PublishError> {
         let name = published::generation_name(number);
-        let object = self.parts.bucket.get(&name, RELEASE_MAX_BYTES)?;
-        Ok(object.map(|object| Release::decode(&object)).transpose()?)
+        let Some(object) = self.parts.bucket.get(&name, RELEASE_MAX_BYTES)? else { return Ok(None) };
+        match Release::decode(&object) {
+            // Another version's object has a true hash, and stays.
+            Err(PublishedError::Hash { .. }) => {
+                tracing::warn!(name, "an object in the object store is damaged, and put again");
+                self.parts.bucket.delete(&name)?;
+                Ok(None)
+            }
+            decoded => Ok(Some(decoded?)),
+        }
     }
 
     /// Roots from which the generation gets updates.

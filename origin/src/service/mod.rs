@@ -10,13 +10,12 @@ mod upkeep;
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use syncd_runtime::own_directory;
 use syncd_runtime::rate::Bucket;
 use syncd_shared::limits::PATH_MAX_BYTES;
-use syncd_shared::published::fencing::Reason;
 use syncd_shared::text::one_line;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -36,7 +35,7 @@ use crate::on_rollout::Herald;
 use crate::overlap;
 pub use crate::overlap::OverlapError;
 use crate::plan::{PlanBudget, Planner};
-use crate::publish::{FencedCommits, PublishRequests, Publisher};
+use crate::publish::{Deposed, FencedCommits, PublishRequests, Publisher};
 pub use crate::publish::{PublishOptions, restore};
 pub use crate::purge::PurgeOptions;
 use crate::purge::Purger;
@@ -181,7 +180,7 @@ impl Origin {
             gate: gate.clone(),
             cancel: shutdown.clone(),
         })?;
-        let sealer = sealer.with_fence(fence, self.deposed());
+        let sealer = sealer.with_fence(fence, deposed(options));
         if let Some(current) = sealer.current() {
             fleet.publish(current.clone(), sealer.current_plan().clone());
         }
@@ -192,10 +191,6 @@ impl Origin {
             }
         });
         Ok(Core { planner, fleet, watch, new_directories, gate, committer })
-    }
-
-    fn deposed(&self) -> Arc<OnceLock<Reason>> {
-        self.options.publish.as_ref().map(|publish| publish.deposed.clone()).unwrap_or_default()
     }
 
     async fn fence(&self) -> Result<Option<FencedCommits>, StartError> {
@@ -227,6 +222,7 @@ impl Origin {
         let Self { options, keys, store, collected, shutdown, tasks } = self;
         let Core { planner, fleet, watch, new_directories, gate, committer } = core;
         let Sockets { grpc, grpc_address, http, http_address, page, admin } = sockets;
+        let deposed = deposed(&options);
         let limit = options.bwlimit.map(|rate| Arc::new(Bucket::new(rate)));
         let publish = options.publish.map(|publishing| {
             let (store, keys) = (store.clone(), keys.clone());
@@ -265,7 +261,9 @@ impl Origin {
         if let Some(collection) = &collected {
             tasks.spawn(upkeep::expire_collected(collection.clone(), shutdown.clone()));
         }
-        tasks.spawn(serve::serve(grpc, services, shutdown.clone())?);
+        let agents = shutdown.child_token();
+        tasks.spawn(serve::serve(grpc, services, agents.clone())?);
+        tasks.spawn(leave_agents(deposed.clone(), agents));
         tasks.spawn(upkeep::keep_certificate(keys.clone(), shutdown.clone()));
         let (trouble, data_trouble) = watch::channel(None);
         tasks.spawn(upkeep::watch_data(store.clone(), keys.clone(), trouble, shutdown.clone()));
@@ -277,6 +275,7 @@ impl Origin {
             fleet: fleet.view(),
             rollout: fleet.rollout(),
             data_trouble,
+            deposed,
             publish,
             purge,
             watch,
@@ -295,6 +294,21 @@ impl Origin {
         tracing::info!(tree = %options.tree.display(), agents = %grpc_address, health, "serving");
         let _new_directories = new_directories;
         Ok(Running { grpc_address, http_address, committer, fleet, _new_directories, shutdown, tasks })
+    }
+}
+
+fn deposed(options: &ServeOptions) -> Deposed {
+    options.publish.as_ref().map(|publish| publish.deposed.clone()).unwrap_or_default()
+}
+
+/// Closes the port for agents when this origin is deposed, so that they use their next address.
+async fn leave_agents(deposed: Deposed, agents: CancellationToken) {
+    tokio::select! {
+        () = agents.cancelled() => {}
+        () = deposed.found() => {
+            tracing::warn!("this origin is deposed: agents are left to the one that was promoted");
+            agents.cancel();
+        }
     }
 }
 

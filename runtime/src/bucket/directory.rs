@@ -1,31 +1,34 @@
 //! A directory as an object store, for a mounted file system or a web server's document root.
 //!
 //! An object gets its name once it is durable: by a link, which fails if the name is taken, or by a rename,
-//! which replaces. A crash leaves a file in `tmp/`, which the next writer of that name replaces.
+//! which replaces. A crash leaves a file in `tmp/`, which may be a second name of an object. It has a random
+//! name, so that no writer on any host ever opens it again, and is removed after a day.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::SystemTime;
+use std::sync::Once;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
 use super::{Bucket, BucketError, Fault, Listed};
 
-/// Distinguishes files that this process writes at the same time.
-static NEXT: AtomicU64 = AtomicU64::new(0);
+/// Age from which no writer can still be at work on a file in `tmp/`.
+const LEFT_BEHIND: Duration = Duration::from_secs(24 * 60 * 60);
 
 #[derive(Debug)]
 pub(super) struct DirectoryBucket {
     root: PathBuf,
+    /// With the first write, what crashes have left is removed.
+    cleaned: Once,
 }
 
 impl DirectoryBucket {
     pub(super) fn new(root: PathBuf) -> Self {
-        Self { root }
+        Self { root, cleaned: Once::new() }
     }
 
     /// Refuses names that lead elsewhere.
@@ -41,12 +44,12 @@ impl DirectoryBucket {
     /// Writes a durable file under a name of its own, which the caller gives its final name.
     fn write(&self, bytes: &[u8]) -> io::Result<PathBuf> {
         let directory = self.root.join("tmp");
-        fs::create_dir_all(&directory)?;
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path = directory.join(format!("{}x{number}", std::process::id()));
-        let mut file = File::create(&path)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
+        self.make_directory(&directory)?;
+        self.cleaned.call_once(|| remove_left_behind(&directory));
+        let path = directory.join(format!("{:016x}", getrandom::u64()?));
+        let mut file = File::create_new(&path)?;
+        let written = file.write_all(bytes).and_then(|()| file.sync_all());
+        written.inspect_err(|_| drop(fs::remove_file(&path)))?;
         Ok(path)
     }
 
@@ -74,20 +77,41 @@ impl DirectoryBucket {
     fn place(&self, name: &str) -> io::Result<(PathBuf, PathBuf)> {
         let path = self.path(name)?;
         let parent = path.parent().unwrap_or(&self.root).to_owned();
-        if !parent.try_exists()? {
-            fs::create_dir_all(&parent)?;
-            sync(parent.parent().unwrap_or(&self.root))?;
-        }
+        self.make_directory(&parent)?;
         Ok((path, parent))
     }
 
+    /// Creates a directory below the root, durably. The root itself may be a mount point that is empty or
+    /// gone, and is never created.
+    fn make_directory(&self, directory: &Path) -> io::Result<()> {
+        self.check_root()?;
+        match fs::create_dir(directory) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            created => created.and_then(|()| sync(&self.root)),
+        }
+    }
+
+    fn check_root(&self) -> io::Result<()> {
+        if self.root.try_exists()? {
+            return Ok(());
+        }
+        let text = format!("there is no directory {}: create it, or mount it", self.root.display());
+        Err(io::Error::new(io::ErrorKind::NotADirectory, text))
+    }
+
     fn open(&self, name: &str) -> io::Result<Option<File>> {
-        missing_is_none(File::open(self.path(name)?))
+        let opened = missing_is_none(File::open(self.path(name)?))?;
+        if opened.is_none() {
+            self.check_root()?;
+        }
+        Ok(opened)
     }
 
     fn list_directory(&self, prefix: &str) -> io::Result<Vec<Listed>> {
         let directory = self.path(prefix.trim_end_matches('/'))?;
-        let Some(entries) = missing_is_none(fs::read_dir(directory))? else { return Ok(Vec::new()) };
+        let Some(entries) = missing_is_none(fs::read_dir(directory))? else {
+            return self.check_root().map(|()| Vec::new());
+        };
         let mut found = Vec::new();
         for entry in entries {
             let entry = entry?;
@@ -107,6 +131,17 @@ fn missing_is_none<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         result => result.map(Some),
+    }
+}
+
+/// Failures are left to the next start: nothing depends on it.
+fn remove_left_behind(directory: &Path) {
+    let Ok(entries) = fs::read_dir(directory) else { return };
+    for entry in entries.flatten() {
+        let modified = entry.metadata().and_then(|stat| stat.modified());
+        if modified.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > LEFT_BEHIND)) {
+            let _ = fs::remove_file(entry.path());
+        }
     }
 }
 
@@ -169,7 +204,7 @@ mod tests {
 
     fn bucket() -> (tempfile::TempDir, DirectoryBucket) {
         let directory = tempfile::tempdir().unwrap();
-        let bucket = DirectoryBucket::new(directory.path().join("published"));
+        let bucket = DirectoryBucket::new(directory.path().to_owned());
         (directory, bucket)
     }
 
@@ -216,6 +251,37 @@ mod tests {
         bucket.delete("pack/a").unwrap();
         bucket.delete("pack/a").unwrap();
         assert_eq!(bucket.list("pack/").unwrap().len(), 1);
+    }
+
+    #[test]
+    fn what_a_crash_has_left_is_never_opened_again_and_goes_after_a_day() {
+        let (_directory, bucket) = bucket();
+        assert!(bucket.create("gen/1", Bytes::from_static(b"one")).unwrap());
+        // Killed between link and removal: one file with two names.
+        let left = bucket.root.join("tmp/left");
+        fs::hard_link(bucket.root.join("gen/1"), &left).unwrap();
+        let again = DirectoryBucket::new(bucket.root.clone());
+        for n in 0..20u8 {
+            again.put("head", Bytes::from(vec![n])).unwrap();
+        }
+        assert_eq!(again.get("gen/1", 9).unwrap().unwrap(), "one");
+        assert!(left.exists(), "it may be another writer's");
+        let old = SystemTime::now() - LEFT_BEHIND - Duration::from_secs(60);
+        File::open(&left).unwrap().set_modified(old).unwrap();
+        DirectoryBucket::new(bucket.root.clone()).put("head", Bytes::new()).unwrap();
+        assert!(!left.exists());
+        assert_eq!(again.get("gen/1", 9).unwrap().unwrap(), "one");
+    }
+
+    #[test]
+    fn a_directory_that_is_gone_is_an_error_and_not_created() {
+        let (_directory, bucket) = bucket();
+        let gone = DirectoryBucket::new(bucket.root.join("gone"));
+        assert!(gone.get("head", 9).is_err());
+        assert!(gone.list("gen/").is_err());
+        assert!(gone.put("head", Bytes::new()).is_err());
+        assert!(gone.create("gen/1", Bytes::new()).is_err());
+        assert!(!gone.root.exists());
     }
 
     #[test]

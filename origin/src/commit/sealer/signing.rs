@@ -41,8 +41,8 @@ impl Sealer {
         root: RootEntry,
         label: String,
     ) -> Result<SignedGeneration, CommitError> {
-        if let Some(reason) = self.deposed.get() {
-            return Err(FenceError::from(*reason).into());
+        if let Some(reason) = self.deposed.reason() {
+            return Err(FenceError::from(reason).into());
         }
         let keys = &self.parts.keys;
         let trust = keys.trust();
