@@ -82,13 +82,17 @@ impl OriginState {
         if let Some(reason) = self.deposed.reason() {
             (origin.state, origin.reason) = (State::Held, Some(reason.to_string()));
         }
+        let publish = self.publish.as_ref().map(PublishRequests::view);
+        if publish.as_ref().is_some_and(|publish| publish.error.is_some()) {
+            origin.reason.get_or_insert_with(|| "publishing to the object store fails".to_owned());
+        }
         Snapshot {
             tree: self.tree.clone(),
             grpc_address: self.grpc_address,
             http_address: self.http_address,
             origin,
             fleet: self.fleet.borrow().clone(),
-            publish: self.publish.as_ref().map(PublishRequests::view),
+            publish,
             purge: self.purge.as_ref().map(|purge| purge.borrow().clone()),
             rollout: self.rollout.borrow().clone(),
             polled: polled.iter().map(|polled| one_line(&polled.to_string(), REASON_MAX_BYTES)).collect(),

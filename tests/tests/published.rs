@@ -201,6 +201,7 @@ fn a_store_that_is_down_holds_up_no_commit_and_is_shown() {
     let second = published.origin.commit();
     wait::until("the failure to be shown", || published.publish()["error"].is_string().then_some(()));
     assert_eq!(published.publish()["released"], first);
+    assert_eq!(published.origin.status().reason.as_deref(), Some("publishing to the object store fails"));
     assert_eq!(published.origin.status().generation, Some(second));
     fs::remove_file(&published.bucket).expect("remove the file");
     fs::rename(&away, &published.bucket).expect("bring the store back");
