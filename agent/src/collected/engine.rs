@@ -304,6 +304,10 @@ impl Engine {
             // Before it is listed, so that nothing is missed.
             self.parts.watch.add(name, &directory).map_err(CollectedError::Watch)?;
             for (child, is_directory) in files.names(&directory)? {
+                let rules = self.rules.get(name);
+                if rules.is_some_and(|rules| rules.ruling(&child, is_directory) == Ruling::Ignored) {
+                    continue;
+                }
                 if is_directory {
                     directories.push(child.clone());
                 }

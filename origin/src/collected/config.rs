@@ -202,12 +202,16 @@ impl CollectedOptions {
         at(tree, &self.path)
     }
 
-    /// Whether the tree has files of its own at the path, which nodes would lose.
+    /// Whether the tree has files of its own at the path, which nodes would lose. A symlink, such as one to
+    /// the directory of an agent on this machine, is none.
     pub fn has_files(&self, tree: &Path) -> bool {
         let at = at(tree, &self.path);
-        match std::fs::read_dir(&at) {
-            Ok(mut listed) => listed.next().is_some(),
-            Err(_) => at.symlink_metadata().is_ok_and(|found| !found.is_dir()),
+        match at.symlink_metadata() {
+            Ok(found) if found.is_dir() => {
+                std::fs::read_dir(&at).map_or(true, |mut all| all.next().is_some())
+            }
+            Ok(found) => found.is_file(),
+            Err(_) => false,
         }
     }
 }
@@ -282,5 +286,8 @@ mod tests {
         assert!(one.check_parent(tree.path()).is_ok() && !one.has_files(tree.path()));
         std::fs::write(tree.path().join("a/uploads/x"), "1").expect("a file");
         assert!(one.has_files(tree.path()));
+        std::fs::rename(tree.path().join("a/uploads"), tree.path().join("elsewhere")).expect("a rename");
+        std::os::unix::fs::symlink("../elsewhere", tree.path().join("a/uploads")).expect("a link");
+        assert!(!one.has_files(tree.path()), "a link is nothing that nodes serve");
     }
 }
