@@ -38,6 +38,8 @@ pub struct FollowOptions {
     pub url: BucketUrl,
     /// `--trust`.
     pub root: RootFingerprint,
+    /// `--head-max-age`.
+    pub head_max_age: Option<Duration>,
 }
 
 /// Reason why nothing is followed.
@@ -95,12 +97,21 @@ pub(crate) struct Follower {
     released: Released,
     /// Time of the release that was seen last, in milliseconds since 1970.
     head_ms: Arc<watch::Sender<Option<i64>>>,
+    /// Time of the start, in milliseconds since 1970.
+    started_ms: i64,
+    max_age: Option<Duration>,
 }
 
 impl Follower {
-    pub(crate) fn new(url: &BucketUrl) -> Result<Self, FollowError> {
-        let head_ms = Arc::new(watch::Sender::new(None));
-        Ok(Self { reader: Reader::new(url.open()?), released: Released::default(), head_ms })
+    pub(crate) fn new(follow: &FollowOptions) -> Result<Self, FollowError> {
+        let now = time::OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000;
+        Ok(Self {
+            reader: Reader::new(follow.url.open()?),
+            released: Released::default(),
+            head_ms: Arc::new(watch::Sender::new(None)),
+            started_ms: now as i64,
+            max_age: follow.head_max_age,
+        })
     }
 
     /// The source of the released generation, until `abandoned` is cancelled.
@@ -111,6 +122,13 @@ impl Follower {
     /// Time of the release that was seen last, in milliseconds since 1970.
     pub(crate) fn head_ms(&self) -> Option<i64> {
         *self.head_ms.borrow()
+    }
+
+    /// Time at which the release that was seen last is too old, in milliseconds since 1970. Counts from the
+    /// start until one is seen. `None`: without `--head-max-age`.
+    pub(crate) fn head_due_ms(&self) -> Option<i64> {
+        let since = self.head_ms().unwrap_or(self.started_ms);
+        self.max_age.map(|age| since.saturating_add(i64::try_from(age.as_millis()).unwrap_or(i64::MAX)))
     }
 
     /// Sends what an origin would send, until the store can't be read.

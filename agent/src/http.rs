@@ -15,6 +15,8 @@ use std::net::SocketAddr;
 
 use syncd_runtime::health::{self, Health, Router};
 use syncd_shared::{AgentState, HookStatus};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
@@ -51,8 +53,11 @@ pub fn pages(status: &watch::Receiver<AgentStatus>) -> Router {
 /// Answer to `GET /readyz`, and of `syncd-agent check`.
 pub fn readiness(status: &AgentStatus) -> Health {
     let not_ready = |why: &str| Health { is_well: false, text: format!("not ready: {why}") };
+    let due = status.head_due.as_ref().and_then(|at| OffsetDateTime::parse(at, &Rfc3339).ok());
+    let is_old = due.is_some_and(|due| OffsetDateTime::now_utc() >= due);
     match status.generation {
         None => not_ready("no generation yet"),
+        Some(_) if is_old => not_ready("the release that was seen last is older than --head-max-age"),
         Some(_) if status.node.drained => not_ready("drained on this node"),
         Some(_) if status.ordered.drained => not_ready("drained by the origin"),
         Some(generation) if status.behind => {
@@ -126,7 +131,8 @@ mod tests {
         let pinned = |status: &mut AgentStatus| {
             status.node.pinned = Some(syncd_shared::Pin { generation: 42, since_ms: 0 });
         };
-        let well: [Change; 6] = [
+        let well: [Change; 7] = [
+            |status| status.head_due = Some("2999-01-01T00:00:00Z".into()),
             |_| {},
             |status| status.connected = false,
             |status| status.state = AgentState::Staged,
@@ -134,7 +140,8 @@ mod tests {
             |status| status.error = Some("no space".into()),
             pinned,
         ];
-        let not: [Change; 4] = [
+        let not: [Change; 5] = [
+            |status| status.head_due = Some("2026-01-01T00:00:00.000Z".into()),
             |status| status.generation = None,
             |status| status.node.drained = true,
             |status| status.ordered.drained = true,

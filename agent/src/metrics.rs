@@ -171,6 +171,12 @@ fn state(registry: &mut Registry, status: &AgentStatus) {
     let contact = contact.map_or(0.0, |at| seconds((at.unix_timestamp_nanos() / 1_000_000) as i64));
     let help = "Time of the last message of the origin, since 1970; 0 if there was none since the start";
     registry.register_with_unit("last_contact", help, Unit::Seconds, Value::new(contact));
+    let head = status.head.as_ref().and_then(|at| OffsetDateTime::parse(at, &Rfc3339).ok());
+    if let Some(head) = head {
+        let at = seconds((head.unix_timestamp_nanos() / 1_000_000) as i64);
+        let help = "With --follow: time of the release that was seen last, since 1970";
+        registry.register_with_unit("head", help, Unit::Seconds, Value::new(at));
+    }
     let drift = status.drift.as_ref().map_or(0, |drift| drift.paths);
     registry.register("drift", "Files changed on this node, until a tree is free of them", Value::new(drift));
 }

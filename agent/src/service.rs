@@ -165,7 +165,7 @@ pub async fn start_with<R: ReplicaWork>(
     let collected_dialer = dialer.clone();
     let (source, given_up) =
         (OriginSource::new(Runtime::current(), dialer.clone(), options.bwlimit), GivenUp::default());
-    let follower = options.follow.as_ref().map(|follow| Follower::new(&follow.url)).transpose()?;
+    let follower = options.follow.as_ref().map(Follower::new).transpose()?;
     let (published, mut places) = (follower.clone(), Places::default());
     let live = replica.state().live.map(|live| live.number().get());
     let hooks = hooks(&options, live);
@@ -269,6 +269,7 @@ pub(crate) fn about(options: &RunOptions, identity: &AgentIdentity) -> AgentStat
         origin_version: None,
         last_contact: None,
         head: None,
+        head_due: None,
         error: None,
         warning: own_directory::closed(&options.root),
         drift: None,

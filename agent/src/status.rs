@@ -57,6 +57,9 @@ pub struct AgentStatus {
     pub last_contact: Option<String>,
     /// With `--follow`: time of the release that was seen last, RFC 3339, UTC.
     pub head: Option<String>,
+    /// With `--head-max-age`: time from which the node is not ready, unless a newer release is seen.
+    #[serde(default)]
+    pub head_due: Option<String>,
     /// The last fault, while it lasts.
     pub error: Option<String>,
     /// A mode of ROOT that keeps the web server out, with the command that mends it.
@@ -338,6 +341,7 @@ pub(crate) mod tests {
             origin_version: Some("1.0".into()),
             last_contact: Some("2026-11-23T04:12:02.000Z".into()),
             head: None,
+            head_due: None,
             error: None,
             warning: None,
             drift: None,
@@ -393,7 +397,7 @@ pub(crate) mod tests {
         let json = serde_json::to_string(&sample()).unwrap();
         let (root, key) = ("ab".repeat(32), "00".repeat(32));
         let expected = format!(
-            r#"{{"name":"web1","root_key":"{key}","trust":1,"root_directory":"/srv/replica","origin":"host:8873","connected":true,"revoked":false,"generation":42,"root":"{root}","live":"/srv/replica/live","swap":"link","state":"live","accepted":42,"generations":[41,42],"spares":2,"running":true,"progress":null,"version":"1.0","origin_version":"1.0","last_contact":"2026-11-23T04:12:02.000Z","head":null,"error":null,"warning":null,"hook":null,"check":null,"label":"release","refused":[],"node":{{"drained":false,"pinned":null}},"ordered":{{"drained":false,"pinned":false}},"behind":false,"drift":null,"settings":null}}"#
+            r#"{{"name":"web1","root_key":"{key}","trust":1,"root_directory":"/srv/replica","origin":"host:8873","connected":true,"revoked":false,"generation":42,"root":"{root}","live":"/srv/replica/live","swap":"link","state":"live","accepted":42,"generations":[41,42],"spares":2,"running":true,"progress":null,"version":"1.0","origin_version":"1.0","last_contact":"2026-11-23T04:12:02.000Z","head":null,"head_due":null,"error":null,"warning":null,"hook":null,"check":null,"label":"release","refused":[],"node":{{"drained":false,"pinned":null}},"ordered":{{"drained":false,"pinned":false}},"behind":false,"drift":null,"settings":null}}"#
         );
         assert_eq!(json, expected);
     }

@@ -115,8 +115,13 @@ fn an_agent_follows_without_a_join_and_without_the_origin() {
     late.start();
     late.wait_live(second);
     assert_same(&tree, &late.live());
+    assert_eq!(late.cli("check", &[]).code, Some(0));
+    late = late.with_options(&["--head-max-age", "1ms"]);
     late.restart();
     late.wait_live(second);
+    // Nothing newer comes: the node says so, and serves on.
+    let old = late.cli("check", &[]);
+    assert!(old.code != Some(0) && (old.stdout + &old.stderr).contains("--head-max-age"), "{}", old.command);
 }
 
 /// Fingerprint of the root key that an agent trusts.

@@ -256,6 +256,11 @@ pub(super) struct Run {
     /// Fingerprint of the root key whose tree is followed, as printed by `syncd-origin key show`.
     #[arg(long, env = "SYNCD_TRUST", value_name = "FINGERPRINT", requires = "follow")]
     pub(super) trust: Option<RootFingerprint>,
+    /// Age of the release that was seen last from which this node is not ready, as in 2d. It serves on
+    /// [default: no limit].
+    #[arg(long, env = "SYNCD_HEAD_MAX_AGE", value_name = "TIME", requires = "follow",
+        value_parser = parse_time)]
+    pub(super) head_max_age: Option<Duration>,
     /// Address of the health page [default: 127.0.0.1:8875].
     #[arg(long, env = "SYNCD_AGENT_HTTP", value_name = "ADDR:PORT", value_parser = listen_address)]
     pub(super) http: Option<SocketAddr>,
@@ -351,10 +356,13 @@ impl Run {
         if let (Some(file), true) = (&self.place.config, runs_commands) {
             config::check_trusted(file)?;
         }
+        let follow = self.follow.zip(self.trust);
+        let head_max_age = self.head_max_age;
+        let follow = follow.map(|(url, root)| FollowOptions { url, root, head_max_age });
         Ok(RunOptions {
             root: std::path::absolute(&self.place.root)?,
             origin: self.origin,
-            follow: self.follow.zip(self.trust).map(|(url, root)| FollowOptions { url, root }),
+            follow,
             http: self.http.unwrap_or(config::HTTP),
             http_required: self.http.is_some(),
             swap: Some(self.swap),

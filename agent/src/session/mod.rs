@@ -367,6 +367,7 @@ impl Session {
                 error: self.machine.error(),
                 drift: replica.drift.clone(),
                 head: self.follower.as_ref().and_then(Follower::head_ms).map(rfc3339),
+                head_due: self.follower.as_ref().and_then(Follower::head_due_ms).map(rfc3339),
                 hook: self.machine.hook_status(),
                 check: self.machine.check_status().cloned(),
                 label: replica.live.as_ref().map(|g| g.generation().label.clone()),
