@@ -3,7 +3,7 @@
 #[path = "packages/machine.rs"]
 mod machine;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -77,29 +77,76 @@ fn two_builds_are_identical_and_lintian_finds_no_error() {
     within_limit(lintian.args(first.keys().map(|name| one.path(name)))).expect_success();
 }
 
+/// Names below `packaging/` in the pages for operators.
+fn files_named_by_the_guide() -> BTreeSet<String> {
+    let docs = repository().join("docs");
+    let pages = [docs.clone(), docs.join("guide")].into_iter().flat_map(|directory| {
+        fs::read_dir(directory).expect("list pages").map(|page| page.expect("an entry").path())
+    });
+    let texts = pages.filter(|page| page.extension().is_some_and(|extension| extension == "md"));
+    let texts: String = texts.map(|page| fs::read_to_string(page).expect("read a page")).collect();
+    let is_part = |c: char| c.is_ascii_alphanumeric() || "/._-".contains(c);
+    let names = texts.split("packaging/").skip(1);
+    let names = names.map(|rest| rest.split(|c| !is_part(c)).next().unwrap_or_default());
+    names.map(|name| format!("packaging/{}", name.trim_end_matches('.'))).collect()
+}
+
+#[test]
+fn what_the_guide_has_operators_install_is_in_a_package() {
+    let built = packages("1.0-1");
+    let packages = ["syncd-agent", "syncd-origin"].map(|name| {
+        let pattern = format!("dpkg-deb -c {}/{name}_1.0-1_*.deb", built.directory().display());
+        within_limit(Command::new("sh").args(["-c", &pattern])).expect_success().stdout
+    });
+    let named = files_named_by_the_guide();
+    let shipped = |file: &str| {
+        let line = format!(" ./usr/share/syncd/{file}\n");
+        packages.iter().any(|listed| listed.contains(&line))
+    };
+    // Containers, and packages themselves, are built in a checkout.
+    let for_a_checkout = ["packaging/container", "packaging/deb"];
+    let files = named.iter().filter(|name| repository().join(name).is_file());
+    let files: Vec<_> = files.filter(|name| !for_a_checkout.iter().any(|of| name.starts_with(of))).collect();
+    assert!(files.len() > 12, "the pages name the files: {files:?}");
+    let missing: Vec<_> = files.into_iter().filter(|file| !shipped(file)).collect();
+    assert!(missing.is_empty(), "no package has {missing:?}");
+}
+
+/// The shipped file with every key and table in effect: those of git, or those that need a directory.
+fn uncommented(text: &str, git: bool) -> String {
+    let is_key = |line: &&str| line.starts_with(|c: char| c.is_ascii_lowercase() || c == '[');
+    let text = if git { text.split("#[collect.").next().unwrap_or_default() } else { text };
+    let lines = text.lines().filter(|line| git || !line.starts_with("#git-"));
+    let lines = lines.map(|line| line.strip_prefix('#').filter(is_key).unwrap_or(line));
+    let whole = lines.collect::<Vec<_>>().join("\n").replace("\"deploy\"", "\"root\"");
+    if git { whole.replace("trigger = \"settle\"", "trigger = \"git\"") } else { whole }
+}
+
 #[test]
 fn the_shipped_configuration_loads_with_every_key() {
     let scene = Scene::new("shipped");
     for program in ["origin", "agent"] {
         let shipped = repository().join(format!("packaging/etc/{program}.toml"));
         let text = fs::read_to_string(&shipped).expect("read the shipped file");
-        let uncommented = |line: &str| {
-            let key = line.strip_prefix('#').filter(|key| key.starts_with(|c: char| c.is_ascii_lowercase()));
-            key.unwrap_or(line).replace("\"deploy\"", "\"root\"")
-        };
-        let whole: Vec<String> = text.lines().map(uncommented).collect();
+        // A content tree that is missing is found.
+        let text = text.replace("/srv/site", &scene.directory().display().to_string());
         let file = scene.path(&format!("{program}.toml"));
-        fs::write(&file, whole.join("\n")).expect("write a configuration");
-        let command = |action: &str, file: &Path| {
+        let command = |action: &str, text: &str| {
+            fs::write(&file, text).expect("write a configuration");
             let mut command = Command::new(binary(&format!("syncd-{program}")));
-            within_limit(command.args(["config", action, "--config"]).arg(file)).expect_success()
+            within_limit(command.args(["config", action, "--config"]).arg(&file)).expect_success()
         };
-        command("check", &shipped);
-        command("check", &file);
-        let shown = command("show", &file).stdout;
-        let from_file = shown.lines().filter(|line| line.contains(&file.display().to_string()));
-        let keys = whole.iter().filter(|line| line.contains(" = ") && !line.starts_with('#')).count();
-        assert_eq!(from_file.filter(|line| !line.starts_with("config ")).count(), keys, "{shown}");
+        command("check", &text);
+        for whole in [true, false].map(|git| uncommented(&text, git)) {
+            command("check", &whole);
+            let shown = command("show", &whole).stdout;
+            let from_file = shown.lines().filter(|line| line.contains(&file.display().to_string()));
+            let from_file = from_file.filter(|line| !line.starts_with("config ")).count();
+            let (options, tables) = whole.split_once("[rollout]").unwrap_or((&whole, ""));
+            let keys = options.lines().filter(|line| line.contains(" = ") && !line.starts_with('#')).count();
+            // The policy that is the default is an option, too.
+            assert_eq!(from_file, keys + usize::from(!tables.is_empty()), "{shown}");
+        }
     }
 }
 
@@ -261,6 +308,7 @@ fn the_services_run_under_systemd_and_an_upgrade_restarts_them() {
     commit(3);
     // Readiness needs no origin.
     machine.run("systemctl stop syncd-origin && systemctl restart syncd-agent").expect_success();
+    machine.run("journalctl --sync && journalctl -u syncd-agent -o cat | grep -qx stopping").expect_success();
     assert!(machine.run("syncd-agent status").expect_success().stdout.contains(" is live"));
     machine.run("systemctl start syncd-origin").expect_success();
 
