@@ -1,12 +1,7 @@
 //! Options of `syncd-agent run`, from command line, environment and file.
 
-#![cfg_attr(not(test), expect(clippy::disallowed_methods, reason = "paths of the operator"))]
-
-use std::fs;
-use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -128,64 +123,9 @@ impl FromStr for Owner {
     }
 }
 
-/// Reason why hooks are not taken from a configuration file.
-#[derive(Debug, thiserror::Error)]
-pub enum TrustError {
-    /// The metadata could not be read.
-    #[error("can't read the permissions of {}", path.display())]
-    Stat {
-        /// Path of the file or directory.
-        path: PathBuf,
-        /// The cause.
-        source: io::Error,
-    },
-    /// Other users can write the file, and could have commands run.
-    #[error("{path} sets hooks and can be written by others: chown it to the agent's user and chmod go-w it", path = path.display())]
-    Writable {
-        /// Path of the file.
-        path: PathBuf,
-    },
-    /// Other users could replace the file.
-    #[error(
-        "{file} sets hooks and lies below {path}, where others can put files: keep it where only root and the agent's user may write",
-        file = file.display(), path = path.display()
-    )]
-    Replaceable {
-        /// Path of the file.
-        file: PathBuf,
-        /// Path of the directory.
-        path: PathBuf,
-    },
-}
-
-/// Checks whether hooks may be taken from this file. Only its owner may be able to write it, and the owner
-/// must be root or this process's user. The same applies to every directory above it, as in ssh. Higher up, a
-/// directory with the sticky bit (`/tmp`) is allowed, because other users cannot rename its entries. Symlinks
-/// are resolved first.
-pub fn check_trusted(path: &Path) -> Result<(), TrustError> {
-    let stat =
-        |path: &Path| fs::metadata(path).map_err(|source| TrustError::Stat { path: path.to_owned(), source });
-    let real = fs::canonicalize(path).map_err(|source| TrustError::Stat { path: path.to_owned(), source })?;
-    let own = rustix::process::geteuid().as_raw();
-    let is_ours = |found: &fs::Metadata| found.uid() == own || found.uid() == 0;
-    let found = stat(&real)?;
-    if found.mode() & 0o022 != 0 || !is_ours(&found) {
-        return Err(TrustError::Writable { path: path.to_owned() });
-    }
-    for above in real.ancestors().skip(1) {
-        let found = stat(above)?;
-        let is_shared = found.mode() & 0o022 != 0 && found.mode() & 0o1000 == 0;
-        if is_shared || !is_ours(&found) {
-            return Err(TrustError::Replaceable { file: path.to_owned(), path: above.to_owned() });
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn owners_are_names_or_numbers() {
@@ -193,42 +133,6 @@ mod tests {
         assert_eq!("root:root".parse::<Owner>().unwrap(), Owner { uid: 0, gid: 0 });
         for bad in ["root", "root:", ":root", "no-such-user-here:root", "-1:0", ""] {
             assert!(bad.parse::<Owner>().is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn hooks_come_from_no_file_that_others_can_write() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        let chmod = |mode| fs::set_permissions(file.path(), fs::Permissions::from_mode(mode)).unwrap();
-        chmod(0o644);
-        assert!(check_trusted(file.path()).is_ok());
-        for mode in [0o664, 0o646] {
-            chmod(mode);
-            assert!(matches!(check_trusted(file.path()), Err(TrustError::Writable { .. })));
-        }
-    }
-
-    #[test]
-    fn hooks_come_from_no_directory_that_others_can_write() {
-        let base = tempfile::tempdir().unwrap();
-        let directory = base.path().join("etc").join("syncd");
-        fs::create_dir_all(&directory).unwrap();
-        let file = directory.join("agent.toml");
-        fs::write(&file, "").unwrap();
-        let chmod = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
-        chmod(&file, 0o644);
-        let link = base.path().join("link.toml");
-        std::os::unix::fs::symlink(&file, &link).unwrap();
-        let etc = base.path().join("etc");
-        for (of_etc, of_directory, trusted) in
-            [(0o755, 0o755, true), (0o755, 0o775, false), (0o777, 0o755, false), (0o1777, 0o700, true)]
-        {
-            chmod(&etc, of_etc);
-            chmod(&directory, of_directory);
-            for path in [&file, &link] {
-                let checked = check_trusted(path);
-                assert_eq!(checked.is_ok(), trusted, "{of_etc:o} {of_directory:o}: {checked:?}");
-            }
         }
     }
 }

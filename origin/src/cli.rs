@@ -4,9 +4,11 @@
 mod arguments;
 mod collected;
 mod configuration;
+mod help;
 mod key;
 mod passphrase;
 mod printer;
+mod serve;
 mod summary;
 mod watch;
 
@@ -18,25 +20,20 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use clap::CommandFactory as _;
 use syncd_runtime::bucket::BucketUrl;
-use syncd_runtime::config_file;
 use syncd_runtime::local_socket::{self, LocalSocketError};
 use syncd_runtime::output::{self, note};
-use syncd_runtime::signals::Signals;
-use syncd_runtime::{act_as, manual, supervisor, telemetry};
-use syncd_shared::byte_size::ByteSize;
+use syncd_runtime::{act_as, manual};
 
 use crate::admin;
 use crate::admin::RolloutAction;
 use crate::admin::offline::{DataDirectory, join_address};
 use crate::admin::protocol::{NodeRequest, Reply, Request, Wait};
-use crate::fleet::rollout::Policies;
-use crate::publish::Deposed;
-use crate::service::{self, PublishOptions, PurgeOptions, ServeOptions, StoodBy};
-use crate::store::Retention;
+use crate::service;
 
 pub use self::arguments::{Cli, HTTP, LISTEN, join_wait};
-use self::arguments::{Command, Json, NodeArgs, Report, RolloutCommand, Serve, TokenAction, TriggerName};
+use self::arguments::{Command, Json, NodeArgs, Report, RolloutCommand, TokenAction};
 use self::printer::{Print, Printer, described};
+use self::serve::serve_until_signal;
 use self::summary::Summary;
 
 /// Runs a parsed command line to its end.
@@ -212,19 +209,6 @@ async fn confirmed(data: &Path, generation: Option<u64>, yes: bool) -> anyhow::R
     bail!("the origin did not say what the rollback would do")
 }
 
-/// The policies of the configuration file.
-fn policies(config: Option<&Path>, default: Option<&str>) -> anyhow::Result<Policies> {
-    let tables = match config {
-        Some(path) => config_file::table(path, "rollout")?,
-        None => toml::Table::new(),
-    };
-    let policies = Policies::parse(&tables, default)?;
-    for warning in policies.warnings() {
-        tracing::warn!("{warning}");
-    }
-    Ok(policies)
-}
-
 /// Rejects a backup that only the serving origin can see, because its unit may have a private /tmp.
 fn check_backup_is_here(directory: &Path) -> anyhow::Result<()> {
     // A user without permission to look, such as a member of the admin group, cannot tell.
@@ -283,83 +267,6 @@ async fn restore(data: PathBuf, from: BucketUrl) -> anyhow::Result<ExitCode> {
         promotion.number, promotion.epoch
     ));
     output::line(generation)?;
-    Ok(ExitCode::SUCCESS)
-}
-
-async fn serve_until_signal(serve: Serve) -> anyhow::Result<ExitCode> {
-    let trigger = match serve.trigger {
-        TriggerName::Manual => crate::commit::Trigger::Manual,
-        TriggerName::Settle => crate::commit::Trigger::Settle {
-            quiet: serve.settle,
-            max: serve.settle_max,
-            busy_after: serve.settle_max_publish,
-        },
-        // A reference moves at once, when all objects are there.
-        TriggerName::Git => crate::commit::Trigger::Settle {
-            quiet: Duration::ZERO,
-            max: serve.settle_max,
-            busy_after: serve.settle_max_publish,
-        },
-    };
-    let policies = policies(serve.data.config.as_deref(), serve.rollout.as_deref())?;
-    let collected = collected::directories(serve.data.config.as_deref())?;
-    let git = serve.git.options(serve.trigger, serve.mtime).map_err(anyhow::Error::msg)?;
-    let standby = serve.standby;
-    let options = ServeOptions {
-        hold_while: serve.hold_while,
-        git,
-        policies,
-        tree: std::path::absolute(&serve.tree).context("the directory that --tree is relative to")?,
-        data: serve.data.data,
-        listen: serve.listen,
-        http_required: serve.http.is_some(),
-        http: match serve.http {
-            Some(http) => http,
-            None => HTTP.parse().context("the default of --http")?,
-        },
-        page_listen: serve.page_listen,
-        trigger,
-        poll: serve.poll,
-        mtime: serve.mtime,
-        symlinks: serve.symlinks,
-        retention: Retention {
-            generations: usize::try_from(serve.keep_generations).unwrap_or(usize::MAX),
-            age: serve.keep_for,
-            bytes: serve.keep_bytes.map(ByteSize::bytes),
-        },
-        bwlimit: serve.bwlimit,
-        publish: serve.publish.map(|url| PublishOptions {
-            url,
-            read: serve.publish_read,
-            fenced: serve.fenced,
-            deposed: Deposed::default(),
-            bwlimit: serve.publish_bwlimit,
-        }),
-        purge: serve.purge.map(|command| PurgeOptions { command, sites: serve.purge_site }),
-        on_rollout: serve.on_rollout,
-        collected,
-        admin_group: serve.admin_group,
-    };
-    telemetry::set_format(serve.log_format);
-    // Before anything is opened, so that from here on a SIGTERM shuts down in order.
-    let mut signals = Signals::listen()?;
-    let mut ready = None;
-    if standby {
-        let is_ready = || ready = Some(supervisor::ready());
-        match service::stand_by(&options, is_ready, signals.stop()).await? {
-            StoodBy::Promoted => {}
-            StoodBy::Stopped => return Ok(ExitCode::SUCCESS),
-        }
-    }
-    let running = service::start(options).await?;
-    let ready = ready.unwrap_or_else(supervisor::ready);
-    tokio::select! {
-        () = signals.stop() => {}
-        () = running.ended() => bail!("the origin stopped by itself; the log above says why"),
-    }
-    tracing::info!("stopping");
-    drop(ready);
-    running.stop().await;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -52,6 +52,40 @@ fn a_missing_tree_with_an_empty_store() {
 }
 
 #[test]
+fn a_configuration_is_refused_before_the_origin_is_started_with_it() {
+    let scene = Scene::new("config-check");
+    let (tree, file) = (scene.path("tree"), scene.path("origin.toml"));
+    let check = |text: &str| {
+        fs::write(&file, text.replace("TREE", &tree.display().to_string())).expect("write");
+        let mut command = Command::new(binary("syncd-origin"));
+        run_within(command.args(["config", "check", "--config"]).arg(&file), QUICK)
+    };
+    check("tree = 'TREE'").expect_refusal(&["tree", "missing", "create or mount"]);
+    fs::create_dir(&tree).expect("make the tree");
+    check("tree = 'TREE'").expect_success();
+    for (text, words) in [
+        ("[rollout.x]\nholt = '1s'", ["rollout.x", "holt", "steps, flip, hold"]),
+        ("[rollout.x]\nsteps = [ { nodes = 1 } ]", ["origin.toml", "rollout.x", "rest = true"]),
+        ("[rollout]\ndefault = 'careful'", ["no rollout policy", "careful", "together"]),
+        ("git-ref = 'main'", ["--git-ref", "need", "--trigger git"]),
+    ] {
+        check(&format!("tree = 'TREE'\n{text}")).expect_refusal(&words);
+    }
+    let warned = check("tree = 'TREE'\n[rollout.x]\nsteps = [ { nodes = 1 }, { rest = true } ]");
+    assert!(warned.expect_success().stderr.contains("[rollout.x] holds without a check"));
+    // Commands come from no file that others can write.
+    for text in ["purge = 'true'", "[rollout.x]\ncheck = 'true'"] {
+        check(&format!("tree = 'TREE'\n{text}")).expect_success();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o666)).expect("chmod");
+        check(&format!("tree = 'TREE'\n{text}")).expect_refusal(&["origin.toml", "others", "chmod go-w"]);
+        let mut serve = Command::new(binary("syncd-origin"));
+        serve.args(["serve", "--config"]).arg(&file).arg("--data").arg(scene.path("data"));
+        run_within(&mut serve, QUICK).expect_refusal(&["origin.toml", "others", "chmod go-w"]);
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).expect("chmod");
+    }
+}
+
+#[test]
 fn a_missing_tree_with_generations_is_held() {
     let (_scene, mut origin) = site("held");
     origin.stop();

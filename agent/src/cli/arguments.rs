@@ -11,6 +11,7 @@ use syncd_runtime::manual::Shell;
 use syncd_runtime::rate::Rate;
 use syncd_runtime::settings::ConfigAction;
 use syncd_runtime::telemetry::LogFormat;
+use syncd_runtime::trusted_file::check_trusted;
 use syncd_shared::address::listen_address;
 use syncd_shared::identity::{AgentName, RootFingerprint};
 use syncd_shared::time_span::{parse_time, time_or_zero};
@@ -354,7 +355,7 @@ impl Run {
             || self.before_activate.is_some()
             || matches!(&check, Some(CheckOptions { ask: Ask::Command(_), .. }));
         if let (Some(file), true) = (&self.place.config, runs_commands) {
-            config::check_trusted(file)?;
+            check_trusted(file)?;
         }
         let follow = self.follow.zip(self.trust);
         let head_max_age = self.head_max_age;

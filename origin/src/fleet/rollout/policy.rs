@@ -275,6 +275,11 @@ impl Policies {
         &self.default
     }
 
+    /// Whether a policy has a check, which is a command.
+    pub fn run_commands(&self) -> bool {
+        self.named.values().any(|policy| policy.check.is_some())
+    }
+
     /// Warnings for a person: policies that hold, and ask nothing during the hold.
     pub fn warnings(&self) -> Vec<String> {
         let holds = |policy: &&Policy| policy.steps.len() > 1 && policy.hold_ms > 0 && policy.check.is_none();
