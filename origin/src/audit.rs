@@ -1,15 +1,18 @@
-//! Requests that changed something, with user and process: the log `DATA/audit`, for `syncd-origin audit`.
+//! Requests that changed something, with user and process, and joins of nodes: the log `DATA/audit`, for
+//! `syncd-origin audit`.
 //!
 //! A line is durable before its deed begins, so that no deed is missing; a request that then fails is there
 //! as well. While the log can't be written, nothing is done. Requests that only read are not recorded.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use syncd_runtime::local_socket::Peer;
+use syncd_runtime::local_socket::{LocalConnection, Peer};
+use syncd_shared::identity::AgentName;
 use syncd_shared::text::one_line;
 
 use crate::admin::protocol::Request;
@@ -36,11 +39,12 @@ pub enum AuditError {
     Stopping,
 }
 
-/// A deed of an operator.
+/// A deed of an operator, or the join of a node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Deed {
+    /// The operator; `None`: a node.
     #[serde(flatten)]
-    pub by: Peer,
+    pub by: Option<Peer>,
     /// The request and its fields.
     #[serde(flatten)]
     pub request: Map<String, Value>,
@@ -58,14 +62,29 @@ impl Deed {
                 *value = "(left out)".into();
             }
         }
-        Ok(Self { by, request })
+        Ok(Self { by: Some(by), request })
+    }
+
+    /// A join with the token of this ID.
+    fn join(node: &AgentName, address: Option<SocketAddr>, token: &str) -> Self {
+        let fields = [
+            ("request", Some("join".to_owned())),
+            ("node", Some(node.to_string())),
+            ("address", address.map(|address| address.to_string())),
+            ("token", Some(token.to_owned())),
+        ];
+        let fields = fields.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?.into())));
+        Self { by: None, request: fields.collect() }
     }
 }
 
 impl fmt::Display for Deed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = self.request.get("request").and_then(Value::as_str).unwrap_or("?");
-        write!(f, "{}  {}", self.by, one_line(name, SHOWN_MAX_BYTES))?;
+        match &self.by {
+            Some(by) => write!(f, "{by}  {}", one_line(name, SHOWN_MAX_BYTES))?,
+            None => write!(f, "a node  {}", one_line(name, SHOWN_MAX_BYTES))?,
+        }
         let fields = self.request.iter().filter(|(key, value)| {
             let is_unset = matches!(value, Value::Bool(false)) || value.as_str() == Some("");
             key.as_str() != "request" && !is_unset
@@ -82,7 +101,8 @@ impl fmt::Display for Deed {
     }
 }
 
-fn path(data: &Path) -> PathBuf {
+/// Path of the log of a data directory.
+pub fn path(data: &Path) -> PathBuf {
     data.join("audit")
 }
 
@@ -108,7 +128,31 @@ impl Audit {
         if request.only_reads() {
             return Ok(());
         }
-        let deed = Deed::new(by, request)?;
+        self.append(Deed::new(by, request)?)
+    }
+
+    /// Like [`Self::record`], for the operator at the other end of a connection. Not cancel safe: the line
+    /// may be written after it was cancelled.
+    pub async fn record_of(&self, client: &LocalConnection, request: &Request) -> Result<(), AuditError> {
+        let (audit, request) = (self.clone(), request.clone());
+        let peer = client.peer().map_err(AuditError::Peer)?;
+        let recorded = tokio::task::spawn_blocking(move || audit.record(peer, &request)).await;
+        recorded.unwrap_or(Err(AuditError::Stopping))
+    }
+
+    /// Makes a line durable for a node that is about to join. Not cancel safe, as [`Self::record_of`].
+    pub async fn record_join(
+        &self,
+        node: &AgentName,
+        address: Option<SocketAddr>,
+        token: &str,
+    ) -> Result<(), AuditError> {
+        let (audit, deed) = (self.clone(), Deed::join(node, address, token));
+        let recorded = tokio::task::spawn_blocking(move || audit.append(deed)).await;
+        recorded.unwrap_or(Err(AuditError::Stopping))
+    }
+
+    fn append(&self, deed: Deed) -> Result<(), AuditError> {
         let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
         log.append(now_ms(), deed, Durability::Synced)?;
         Ok(())
@@ -148,5 +192,18 @@ mod tests {
         );
         let text = std::fs::read_to_string(path(data.path())).unwrap();
         assert!(!text.contains("secret") && !text.contains("long"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn a_join_is_recorded_with_address_and_token() {
+        let data = tempfile::tempdir().unwrap();
+        let audit = Audit::open(data.path()).unwrap();
+        let (node, address) = ("web1".parse().unwrap(), "[2001:db8::7]:4711".parse().unwrap());
+        audit.record_join(&node, Some(address), "0a1b2c3d").await.unwrap();
+        audit.record(peer(), &Request::Promote).unwrap();
+        let deeds = read(data.path()).unwrap();
+        let shown: Vec<String> = deeds.iter().map(|deed| deed.what.to_string()).collect();
+        let join = r#"a node  join  address="[2001:db8::7]:4711"  node="web1"  token="0a1b2c3d""#;
+        assert_eq!(shown, [join, "uid 33, login 1000, pid 7  promote"]);
     }
 }

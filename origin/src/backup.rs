@@ -1,10 +1,10 @@
 //! `syncd-origin backup DIR`: copies DATA, while the origin serves or not, so that `serve --data DIR` accepts
 //! it.
 //!
-//! The store is copied in one consistent state, then the collected directories, then the keys with all
-//! revocations. `DIR/keys` gets its name
-//! last. An interrupted copy is therefore not a data directory, and a complete one has every revocation,
-//! including those made during the copy.
+//! The store is copied in one consistent state, then the collected directories, the logs `events` and
+//! `audit`, and the keys with all revocations. `DIR/keys` gets its name last. An interrupted copy is
+//! therefore not a data directory, and a complete one has every revocation, including those made during the
+//! copy.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -16,8 +16,10 @@ use syncd_shared::marks::{self, Mark};
 use crate::collected::{CollectError, Collection};
 use crate::commit::CollectionGate;
 use crate::keys::{Keys, KeysError};
+use crate::line_log::{self, LineLogError};
 use crate::overlap::OverlapError;
 use crate::store::{BackupStoreError, Store};
+use crate::{audit, events};
 
 /// Present in every new ext file system.
 const LOST_AND_FOUND: &str = "lost+found";
@@ -51,6 +53,9 @@ pub enum BackupError {
     /// Copying the store failed.
     #[error(transparent)]
     Store(#[from] BackupStoreError),
+    /// Copying the events or the audit failed.
+    #[error(transparent)]
+    Logs(#[from] LineLogError),
     /// Copying the collected directories failed.
     #[error(transparent)]
     Collect(#[from] CollectError),
@@ -125,6 +130,9 @@ fn copy(
             progress(done, total.max(done));
         })?;
     }
+    for log in [events::path, audit::path] {
+        line_log::copy(&log(keys.data()), &log(to))?;
+    }
     keys.copy_to(to)?;
     Ok(key_file::sync_directory(&to.join(".."))?)
 }
@@ -149,11 +157,15 @@ mod tests {
     use std::sync::Arc;
     use std::time::Duration;
 
+    use syncd_runtime::local_socket::Peer;
     use syncd_shared::identity::authority::AuthorityKey;
     use syncd_shared::identity::{AgentName, PeerIdentity, Serial};
     use time::OffsetDateTime;
 
     use super::*;
+    use crate::admin::protocol::Request;
+    use crate::audit::Audit;
+    use crate::events::{Event, StandbyEvents};
     use crate::fleet::registry::Registry;
 
     fn data() -> (tempfile::TempDir, Arc<Store>, Keys) {
@@ -171,7 +183,12 @@ mod tests {
         let base = tempfile::tempdir().unwrap();
         let to = base.path().join("backups/monday");
         let gate = CollectionGate::default();
+        let deed = Request::Promote;
+        Audit::open(data.path()).unwrap().record(Peer::this_process(), &deed).unwrap();
+        StandbyEvents::open(data.path()).unwrap().record(Event::Promoted { epoch: 2, first: 7 });
         backup(&store, &keys, None, &gate, &to, &mut |_, _| {}).unwrap();
+        assert_eq!(audit::read(&to).unwrap(), audit::read(data.path()).unwrap());
+        assert_eq!(events::read(&to).unwrap()[0].what, Event::Promoted { epoch: 2, first: 7 });
         let (again, copied) = (Keys::open(&to).unwrap(), Arc::new(Store::open(&to).unwrap()));
         assert_eq!(
             (again.verifying_key(), again.host()),

@@ -72,11 +72,12 @@ impl LineLog {
         let mut file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)?;
         let mut text = Vec::new();
         file.read_to_end(&mut text)?;
-        let whole = text.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at.saturating_add(1));
-        if whole < text.len() {
+        let length = text.len();
+        let text = whole_lines(text);
+        let whole = text.len();
+        if whole < length {
             file.set_len(whole as u64)?;
         }
-        text.truncate(whole);
         let last = match last_number(&text) {
             Some(last) => Some(last),
             None => read_file(&old(path))?.and_then(|(_, text)| last_number(&text)),
@@ -132,21 +133,41 @@ impl LineLog {
 /// All lines of the log, oldest first; empty if there is none. Lines of another version that are not
 /// understood are left out. Blocks.
 pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Vec<Numbered<T>>, LineLogError> {
-    let failed = |source| LineLogError::Read { path: path.to_owned(), source };
-    let (newest, text) = read_file(path).map_err(failed)?.unwrap_or_default();
-    let lines = |text: &[u8]| -> Vec<Numbered<T>> {
-        let whole = text.split_inclusive(|&byte| byte == b'\n').filter(|line| line.ends_with(b"\n"));
-        whole.filter_map(|line| serde_json::from_slice(line).ok()).collect()
-    };
-    // If the owner rotates in between, both names lead to one file.
-    match read_file(&old(path)).map_err(failed)? {
-        Some((inode, before)) if inode != newest => {
-            let mut all = lines(&before);
-            all.extend(lines(&text));
-            Ok(all)
-        }
-        _ => Ok(lines(&text)),
+    let texts = read_files(path)?;
+    let lines = texts.iter().flat_map(|(_, text)| text.split_inclusive(|&byte| byte == b'\n'));
+    Ok(lines.filter_map(|line| serde_json::from_slice(line).ok()).collect())
+}
+
+/// Copies a log, whose owner may append meanwhile, to `to`. Contents are durable on return, names are not.
+/// Blocks.
+pub fn copy(path: &Path, to: &Path) -> Result<(), LineLogError> {
+    for (is_old, text) in read_files(path)? {
+        let target = if is_old { old(to) } else { to.to_owned() };
+        let options = OpenOptions::new().write(true).create_new(true).mode(0o600).clone();
+        let written = options.open(&target).and_then(|mut file| {
+            file.write_all(&text)?;
+            file.sync_all()
+        });
+        written.map_err(|source| LineLogError::Write { path: target, source })?;
     }
+    Ok(())
+}
+
+/// Whole lines of the files that exist, the old one first, and whether it is that one.
+fn read_files(path: &Path) -> Result<Vec<(bool, Vec<u8>)>, LineLogError> {
+    let failed = |source| LineLogError::Read { path: path.to_owned(), source };
+    let newest = read_file(path).map_err(failed)?;
+    // If the owner rotates in between, both names lead to one file.
+    let before = read_file(&old(path)).map_err(failed)?;
+    let before = before.filter(|(inode, _)| newest.as_ref().is_none_or(|(newest, _)| inode != newest));
+    let files = [before.map(|(_, text)| (true, text)), newest.map(|(_, text)| (false, text))];
+    Ok(files.into_iter().flatten().map(|(is_old, text)| (is_old, whole_lines(text))).collect())
+}
+
+/// Without an incomplete last line.
+fn whole_lines(mut text: Vec<u8>) -> Vec<u8> {
+    text.truncate(text.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at.saturating_add(1)));
+    text
 }
 
 fn old(path: &Path) -> PathBuf {
@@ -227,7 +248,14 @@ mod tests {
         assert_eq!(numbers(&path), [1, 3]);
         // A restart right after the rotation.
         std::fs::rename(&path, old(&path)).unwrap();
-        assert_eq!(append(&mut LineLog::open(&path).unwrap(), "three"), 4);
+        let mut log = LineLog::open(&path).unwrap();
+        assert_eq!(append(&mut log, "three"), 4);
         assert_eq!(numbers(&path), [1, 3, 4]);
+        // A copy has both files, and not a line that is being written.
+        log.file.write_all(b"{\"number\":5,\"at\":").unwrap();
+        let copied = directory.path().join("copy");
+        copy(&path, &copied).unwrap();
+        assert_eq!(numbers(&copied), [1, 3, 4]);
+        assert_eq!(append(&mut LineLog::open(&copied).unwrap(), "in the copy"), 5);
     }
 }

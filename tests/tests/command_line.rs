@@ -702,7 +702,13 @@ fn events_tell_what_happened_and_the_audit_who_did_it() {
     let follow =
         syncd_tests::Daemon::start(&mut origin.command("events", &["--follow"]), scene.directory(), "events");
     origin.cli("commit", &["-m", "release 7"]).expect_success();
-    let agent = Agent::started(&scene, &origin, "web1");
+    let mut agent = Agent::new(&scene, "web1");
+    let secret = origin.token();
+    let listed = origin.cli("token", &["list", "--json"]).expect_success();
+    let listed: serde_json::Value = serde_json::from_str(listed.only_line()).expect("JSON");
+    let token = listed["id"].as_str().expect("the ID of the token").to_owned();
+    agent.join(origin.address(), &secret).expect_success();
+    agent.start();
     agent.wait_live(1);
     let seen = |words: &str| {
         wait::until(words, || {
@@ -714,6 +720,7 @@ fn events_tell_what_happened_and_the_audit_who_did_it() {
     seen("live web1 generation 1");
     origin.cli("revoke", &["web1"]).expect_success();
     seen("removed web1");
+    origin.cli("page", &[]).expect_success();
     assert!(unread(&mut origin.command("events", &[])).expect_code(128 + 13).stderr.is_empty());
     let told = origin.cli("events", &["--json"]).expect_success().stdout;
     let events: Vec<serde_json::Value> =
@@ -730,10 +737,15 @@ fn events_tell_what_happened_and_the_audit_who_did_it() {
         assert!(at(earlier) < at(later), "{told}");
     }
     let deeds = origin.cli("audit", &[]).expect_success().stdout;
-    let expected = ["commit  label=\"release 7\"", "token  ttl_s=", "revoke  agent=\"web1\""];
-    assert_eq!(deeds.lines().count(), expected.len(), "{deeds}");
-    for (line, words) in deeds.lines().zip(expected) {
+    let of_operators = ["commit  label=\"release 7\"", "token  ttl_s=", "revoke  agent=\"web1\"", "page"];
+    let (joins, by_operators): (Vec<_>, Vec<_>) = deeds.lines().partition(|line| line.contains("  join  "));
+    assert_eq!(by_operators.len(), of_operators.len(), "{deeds}");
+    for (line, words) in by_operators.into_iter().zip(of_operators) {
         assert!(line.contains("uid ") && line.contains("pid ") && line.contains(words), "{deeds}");
+    }
+    assert_eq!(joins.len(), 1, "{deeds}");
+    for words in ["a node  join", "address=\"127.0.0.1:", "node=\"web1\"", &format!("token=\"{token}\"")] {
+        assert!(joins[0].contains(words), "{words}: {deeds}");
     }
     assert!(unread(&mut origin.command("audit", &[])).expect_code(128 + 13).stderr.is_empty());
     for log in ["events", "audit"] {
@@ -748,7 +760,7 @@ fn events_tell_what_happened_and_the_audit_who_did_it() {
     origin.cli("token", &["--uses", "3"]).expect_success();
     let deeds = origin.cli("audit", &["--json"]).expect_success().stdout;
     let last: serde_json::Value = serde_json::from_str(deeds.lines().last().expect("a deed")).expect("JSON");
-    assert_eq!((&last["number"], &last["request"], &last["uses"]), (&4.into(), &"token".into(), &3.into()));
+    assert_eq!((&last["number"], &last["request"], &last["uses"]), (&6.into(), &"token".into(), &3.into()));
     // A request that can't be recorded is not carried out.
     fs::remove_file(origin.data.join("audit")).expect("remove the audit");
     fs::create_dir(origin.data.join("audit")).expect("make a directory");

@@ -437,11 +437,22 @@ fn an_origin_on_standby_is_promoted_and_agents_follow_it() {
     wait::until("the standby to follow", || (standby.status().generation == Some(last)).then_some(()));
     let refused = standby.cli("commit", &[]);
     assert!(refused.code == Some(1) && refused.stderr.contains("standby"), "{refused:#?}");
+    let history = standby.cli("history", &["--json"]).expect_success().stdout;
+    assert!(history.contains(&format!("\"generation\":{last},")), "{history}");
 
     published.origin.kill9();
     let promoted = standby.cli("promote", &[]).expect_success();
     assert!(promoted.stderr.contains("this is the origin now"), "{promoted:#?}");
     agent.wait_live(last + TAKEN_OVER);
+    let told = wait::until("the promoted origin to answer", || {
+        let told = standby.cli("events", &["--json"]);
+        (told.code == Some(0) && told.stdout.contains("\"started\"")).then_some(told.stdout)
+    });
+    let places = ["standing_by", "followed", "promoted", "started"]
+        .map(|name| told.find(&format!("\"event\":\"{name}\"")).unwrap_or_else(|| panic!("{name}: {told}")));
+    assert!(places.is_sorted(), "{told}");
+    let deeds = standby.cli("audit", &[]).expect_success().stdout;
+    assert!(deeds.lines().count() == 1 && deeds.contains("uid ") && deeds.contains("  promote"), "{deeds}");
     write(&tree, "index.html", "from the promoted origin");
     let number = wait::until("the promoted origin to serve", || {
         let commit = standby.cli("commit", &[]);

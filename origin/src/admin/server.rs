@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 use crate::admin::key_requests;
 use crate::admin::offline::{AnswerError, Checked, DataDirectory, revoked, revoked_token};
 use crate::admin::protocol::{GenerationLine, NodeLine, Reply, Request, TokenLine, Wait};
-use crate::audit::{Audit, AuditError};
+use crate::audit::Audit;
 use crate::commit::{Answer, ChangedTimes, CommitOptions, Committer, Outcome, State};
 use crate::error_chain;
 use crate::events::{self, Events};
@@ -109,21 +109,13 @@ impl Admin {
             Ok(request) => request,
             Err(error) => return replies.send(Reply::Error { message: error_chain(&error) }).await,
         };
-        if let Err(error) = self.record(&request, &replies.client).await {
+        if let Err(error) = self.audit.record_of(&replies.client, &request).await {
             return replies.send(Reply::Error { message: error_chain(&error) }).await;
         }
         tokio::select! {
             () = self.answer(request, &mut replies) => {}
             () = shutdown.cancelled() => {}
         }
-    }
-
-    /// Makes a line of the audit durable, before the request is carried out.
-    async fn record(&self, request: &Request, client: &LocalConnection) -> Result<(), AuditError> {
-        let (audit, request) = (self.audit.clone(), request.clone());
-        let peer = client.peer().map_err(AuditError::Peer)?;
-        let recorded = tokio::task::spawn_blocking(move || audit.record(peer, &request)).await;
-        recorded.unwrap_or(Err(AuditError::Stopping))
     }
 
     /// Sends the recorded events, and with `follow` further ones until the client disconnects.

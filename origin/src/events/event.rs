@@ -16,6 +16,20 @@ pub enum Event {
     Started {
         version: String,
     },
+    /// This origin began to stand by for another one.
+    StandingBy {
+        version: String,
+    },
+    /// A generation of the other origin is here as well.
+    Followed {
+        generation: u64,
+    },
+    /// This origin is the origin of the tree from now on.
+    Promoted {
+        epoch: u32,
+        /// Number of its first generation.
+        first: u64,
+    },
     /// A generation is published.
     Sealed {
         generation: u64,
@@ -108,6 +122,9 @@ impl Event {
     fn name(&self) -> &'static str {
         match self {
             Self::Started { .. } => "started",
+            Self::StandingBy { .. } => "standing by",
+            Self::Followed { .. } => "followed",
+            Self::Promoted { .. } => "promoted",
             Self::Sealed { .. } => "sealed",
             Self::Held { .. } => "held",
             Self::Released => "released",
@@ -134,7 +151,8 @@ impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:12}", self.name())?;
         match self {
-            Self::Started { version } => write!(f, "  syncd {version}"),
+            Self::Started { version } | Self::StandingBy { version } => write!(f, "  syncd {version}"),
+            Self::Promoted { epoch, first } => write!(f, "  epoch {epoch}, generations from {first} on"),
             Self::Sealed { generation, label, files, bytes, .. } => {
                 let label = if label.is_empty() { String::new() } else { format!(" ({label})") };
                 let files = HumanCount(*files);
@@ -151,7 +169,9 @@ impl fmt::Display for Event {
                 let reason = reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
                 write!(f, "{paused}{reason}")
             }
-            Self::Withdrawn { generation } => write!(f, "  generation {generation}"),
+            Self::Followed { generation } | Self::Withdrawn { generation } => {
+                write!(f, "  generation {generation}")
+            }
             Self::Connected { node, version: Some(version) } => write!(f, "  {node}  syncd {version}"),
             Self::Live { node, generation } => write!(f, "  {node}  generation {generation}"),
             Self::Failed { node, error } => write!(f, "  {node}  {error}"),

@@ -9,7 +9,7 @@ mod event;
 mod observer;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
@@ -22,6 +22,7 @@ use crate::clock::now_ms;
 use crate::error_chain;
 use crate::line_budget::LineBudget;
 use crate::line_log::{self, Durability, LineLog, LineLogError, Numbered};
+use crate::metrics::metrics;
 use crate::state::OriginState;
 
 /// Events that a follower may be behind before it reads the file again.
@@ -80,23 +81,54 @@ impl Events {
                 return;
             }
             found = observer.observe(&state.snapshot());
+            found.iter().for_each(count);
         }
+    }
+}
+
+/// Counts the end of a rollout.
+fn count(event: &Event) {
+    if let Event::Rollout { phase, .. } = event
+        && !phase.is_running()
+    {
+        metrics().rollout_ended(*phase);
     }
 }
 
 /// Appends events, and returns those that were written.
 fn append(mut log: LineLog, events: Vec<Event>) -> (LineLog, Vec<Numbered<Event>>) {
     let at = now_ms();
-    let mut lines = Vec::with_capacity(events.len());
-    for event in events {
-        match log.append(at, event, Durability::Written) {
-            Ok(line) => lines.push(line),
-            Err(error) => {
-                if let Some(left_out) = UNWRITTEN.admit() {
-                    tracing::warn!(error = %error_chain(&error), left_out, "an event was not recorded");
-                }
+    let lines = events.into_iter().filter_map(|event| append_one(&mut log, at, event)).collect();
+    (log, lines)
+}
+
+fn append_one(log: &mut LineLog, at_ms: i64, event: Event) -> Option<Numbered<Event>> {
+    match log.append(at_ms, event, Durability::Written) {
+        Ok(line) => Some(line),
+        Err(error) => {
+            if let Some(left_out) = UNWRITTEN.admit() {
+                tracing::warn!(error = %error_chain(&error), left_out, "an event was not recorded");
             }
+            None
         }
     }
-    (log, lines)
+}
+
+/// The log of an origin on standby, which has no state to compare: it records its events itself. Cheap to
+/// clone.
+#[derive(Clone)]
+pub struct StandbyEvents {
+    log: Arc<Mutex<LineLog>>,
+}
+
+impl StandbyEvents {
+    /// Opens the log. Blocks.
+    pub fn open(data: &Path) -> Result<Self, LineLogError> {
+        Ok(Self { log: Arc::new(Mutex::new(LineLog::open(&path(data))?)) })
+    }
+
+    /// Appends an event, or logs why that failed. Blocks.
+    pub fn record(&self, event: Event) {
+        append_one(&mut self.log.lock().unwrap_or_else(PoisonError::into_inner), now_ms(), event);
+    }
 }

@@ -2,6 +2,8 @@
 
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
+use std::net::SocketAddr;
+
 use bytes::Bytes;
 use syncd_proto::v1;
 use syncd_proto::v1::enrolment_server::Enrolment;
@@ -14,8 +16,10 @@ use tonic::{Request, Response, Status};
 use super::Services;
 use super::error::{ServeError, status};
 use super::replication::holder;
+use crate::fleet::token_id;
 use crate::keys::AuthorityStanding;
 use crate::line_budget::LineBudget;
+use crate::listener::ConnectionInfo;
 use crate::metrics::{Refused, metrics};
 
 /// Limits log lines that strangers can cause by joining without a valid token.
@@ -30,8 +34,12 @@ impl Enrol {
         Self { services }
     }
 
-    async fn join_checked(&self, request: v1::JoinRequest) -> Result<v1::JoinResponse, ServeError> {
-        let Services { keys, fleet, .. } = &self.services;
+    async fn join_checked(
+        &self,
+        request: v1::JoinRequest,
+        address: Option<SocketAddr>,
+    ) -> Result<v1::JoinResponse, ServeError> {
+        let Services { keys, fleet, audit, .. } = &self.services;
         if request.tree_id.as_ref() != keys.tree_id().as_bytes() {
             return Err(ServeError::OtherTree);
         }
@@ -42,8 +50,10 @@ impl Enrol {
         // Checked before anything is signed, so that guessing costs the guesser more than this origin.
         fleet.check_join(secret_hash, name.clone()).await?;
         let (certificate, identity) = self.issue(&name, &request.certificate_request)?;
+        let token = token_id(&secret_hash);
+        audit.record_join(&name, address, &token).await?;
         fleet.join(secret_hash, identity, group).await?;
-        tracing::info!(agent = %name, "joined");
+        tracing::info!(agent = %name, token, address = address.map(tracing::field::display), "joined");
         Ok(v1::JoinResponse { certificate })
     }
 
@@ -91,7 +101,8 @@ impl Enrolment for Enrol {
     }
 
     async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {
-        let joined = self.join_checked(request.into_inner()).await;
+        let address = request.extensions().get::<ConnectionInfo>().map(|info| info.peer_address);
+        let joined = self.join_checked(request.into_inner(), address).await;
         joined.map(Response::new).map_err(|error| {
             metrics().refused(Refused::Join);
             if let Some(left_out) = REFUSED_JOINS.admit() {

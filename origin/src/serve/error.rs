@@ -6,6 +6,7 @@ use syncd_shared::identity::authority::{AgentNameError, AuthorityError};
 use syncd_shared::wire::WireError;
 use tonic::{Code, Status};
 
+use crate::audit::AuditError;
 use crate::fleet::{FleetError, RosterError};
 use crate::plan::PlanError;
 
@@ -63,6 +64,8 @@ pub enum ServeError {
     Plan(#[from] std::sync::Arc<PlanError>),
     #[error(transparent)]
     Fleet(#[from] FleetError),
+    #[error("the origin can't record the join")]
+    Audit(#[from] AuditError),
     #[error("a message can't be decoded")]
     Undecodable(#[source] Box<Status>),
     #[error("the connection broke")]
@@ -108,7 +111,7 @@ pub fn status(error: &ServeError) -> Status {
         ServeError::Protocol { .. } | ServeError::OtherTree | ServeError::Clock(_) => {
             Code::FailedPrecondition
         }
-        ServeError::Issue(_) => Code::Internal,
+        ServeError::Issue(_) | ServeError::Audit(_) => Code::Internal,
         ServeError::Plan(error) => plan_code(error),
         ServeError::Fleet(error) => fleet_code(error),
         ServeError::Transport(status) => status.code(),

@@ -39,6 +39,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tower::util::MapResponseLayer;
 
+use crate::audit::Audit;
 use crate::collected::Collection;
 use crate::fleet::Fleet;
 use crate::keys::Keys;
@@ -94,6 +95,7 @@ pub struct Services {
     pub collected: Option<Collection>,
     /// `--publish-read`.
     pub locations: Option<Locations>,
+    pub audit: Audit,
 }
 
 /// Serves agents on `listener` until `shutdown`. The future completes when all connections have ended, or

@@ -71,6 +71,7 @@ impl Origin {
         let planner = Planner::new(contents.clone(), data.path(), PlanBudget::default()).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
+        let audit = Audit::open(data.path()).unwrap();
         let services = Services {
             keys: keys.clone(),
             fleet: fleet.clone(),
@@ -78,6 +79,7 @@ impl Origin {
             limit: None,
             collected: None,
             locations: None,
+            audit,
         };
         tasks.spawn(serve(listener, services, shutdown.clone()).unwrap());
         Self { data, keys, contents, fleet, address, observed, shutdown, tasks }

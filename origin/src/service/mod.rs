@@ -250,6 +250,7 @@ impl Origin {
         }
         // A directory that is no longer configured stays in DATA, and is not offered to nodes.
         let offered = collected.clone().filter(|_| !options.collected.is_empty());
+        let audit = Audit::open(&options.data)?;
         let services = Services {
             keys: keys.clone(),
             fleet: fleet.clone(),
@@ -257,6 +258,7 @@ impl Origin {
             limit,
             collected: offered,
             locations: publish.as_ref().and_then(PublishRequests::locations),
+            audit: audit.clone(),
         };
         if let Some(collection) = &collected {
             tasks.spawn(upkeep::expire_collected(collection.clone(), shutdown.clone()));
@@ -286,7 +288,6 @@ impl Origin {
         let sources = metrics::Sources { state: state.clone(), store, keys, data, collected };
         let page = Ports { http, http_address, page }.serve(sources, directory.clone(), &tasks, &shutdown)?;
         let events = Events::start(&options.data, state.clone(), shutdown.clone(), &tasks)?;
-        let audit = Audit::open(&options.data)?;
         let (answered, asked) = (committer.clone(), fleet.clone());
         let answering = Admin { directory, committer: answered, fleet: asked, state, events, audit, page };
         tasks.spawn(answering.serve(admin, shutdown.clone()));

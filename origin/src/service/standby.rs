@@ -1,7 +1,9 @@
 //! An origin on standby: follows what another one publishes, until it is promoted.
 //!
-//! It listens for operators only. Agents that try its address are refused, and go on trying.
+//! It listens for operators only. Agents that try its address are refused, and go on trying. Its audit and
+//! its events are those that the origin goes on with after the promotion.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,19 +13,25 @@ use syncd_shared::limits::REASON_MAX_BYTES;
 use syncd_shared::text::{error_chain, one_line};
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::task::TaskTracker;
 
 use super::sockets::bind_admin;
 use super::{ServeOptions, StartError};
 use crate::admin::offline::DataDirectory;
 use crate::admin::protocol::{Reply, Request};
 use crate::admin::status::PublishStatus;
+use crate::audit::Audit;
 use crate::commit::{CollectionGate, State};
+use crate::events::{Event, StandbyEvents};
+use crate::line_log::LineLogError;
 use crate::publish::{Successor, TakeOverError};
 
 /// Time between two looks at the published tree.
 const LOOK: Duration = Duration::from_secs(2);
 /// Time within which a client sends its request.
 const REQUEST: Duration = Duration::from_secs(2);
+/// Clients that may be sent answers at once.
+const ANSWERS_MAX: usize = 64;
 
 /// How standing by ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,11 +59,20 @@ pub async fn stand_by(
     if is_promoted {
         return Ok(StoodBy::Promoted);
     }
+    let (audit, events) = open_logs(&options.data)?;
     let admin = bind_admin(options)?;
     tracing::info!(url, "standing by: `syncd-origin promote` makes this the origin");
     ready();
-    let mut standby =
-        Standby { successor: Arc::new(successor), url, error: None, look: None, next: Instant::now() };
+    let mut standby = Standby {
+        successor: Arc::new(successor),
+        url,
+        audit,
+        events,
+        error: None,
+        look: None,
+        next: Instant::now(),
+        answers: TaskTracker::new(),
+    };
     let mut promoting = Vec::new();
     tokio::pin!(stop);
     loop {
@@ -74,6 +91,13 @@ pub async fn stand_by(
     }
 }
 
+/// Opens the logs of DATA, whose lock is held. Blocks.
+fn open_logs(data: &Path) -> Result<(Audit, StandbyEvents), LineLogError> {
+    let (audit, events) = (Audit::open(data)?, StandbyEvents::open(data)?);
+    events.record(Event::StandingBy { version: env!("CARGO_PKG_VERSION").to_owned() });
+    Ok((audit, events))
+}
+
 type Look = JoinHandle<Result<Option<GenerationNumber>, TakeOverError>>;
 
 /// The result of the look that goes on. Cancel safe.
@@ -87,17 +111,27 @@ async fn ended(look: &mut Option<Look>) -> Result<<Look as Future>::Output, Join
 struct Standby {
     successor: Arc<Successor>,
     url: String,
+    audit: Audit,
+    events: StandbyEvents,
     /// Why the last look failed.
     error: Option<String>,
     look: Option<Look>,
     /// When to look next.
     next: Instant,
+    /// Clients that are being sent their answers.
+    answers: TaskTracker,
 }
 
 impl Standby {
     fn start(&mut self) {
-        let successor = self.successor.clone();
-        self.look = Some(tokio::task::spawn_blocking(move || successor.follow()));
+        let (successor, events) = (self.successor.clone(), self.events.clone());
+        self.look = Some(tokio::task::spawn_blocking(move || {
+            let followed = successor.follow()?;
+            if let Some(generation) = followed {
+                events.record(Event::Followed { generation: generation.get() });
+            }
+            Ok(followed)
+        }));
     }
 
     fn looked(&mut self, looked: Result<<Look as Future>::Output, JoinError>) {
@@ -122,33 +156,56 @@ impl Standby {
     async fn answer(&self, mut client: LocalConnection) -> Option<LocalConnection> {
         let request = timeout(REQUEST, client.request()).await.ok()?;
         let lines = match request {
-            Ok(Request::Promote) => return Some(client),
+            Ok(request @ Request::Promote) => match self.audit.record_of(&client, &request).await {
+                Ok(()) => return Some(client),
+                Err(error) => vec![Reply::Error { message: error_chain(&error) }],
+            },
             Ok(Request::Status) => self.status().await,
+            Ok(
+                request @ (Request::History
+                | Request::Events { follow: false }
+                | Request::Audit
+                | Request::Keys
+                | Request::Diff { pending: false, .. }),
+            ) => self.read(request).await,
             Ok(_) => vec![Reply::Error {
                 message: "this origin is on standby: `syncd-origin promote` makes it the origin".into(),
             }],
             Err(error) => vec![Reply::Error { message: error_chain(&error) }],
         };
-        for line in lines {
-            // The client may be gone.
-            let _ = client.respond(&line).await;
+        if self.answers.len() >= ANSWERS_MAX {
+            tracing::warn!("more than {ANSWERS_MAX} commands at once: one was not answered");
+            return None;
         }
+        // A client that does not read delays nothing else.
+        self.answers.spawn(async move {
+            for line in lines {
+                if client.respond(&line).await.is_err() {
+                    return;
+                }
+            }
+        });
         None
     }
 
-    async fn status(&self) -> Vec<Reply> {
+    /// Answers a request that only reads, from DATA.
+    async fn read(&self, request: Request) -> Vec<Reply> {
         let (keys, store) = (self.successor.keys().clone(), self.successor.store().clone());
-        let mut lines = Vec::new();
         let answered = tokio::task::spawn_blocking(move || {
             let directory = DataDirectory::new(store, keys, CollectionGate::default(), None);
-            let end = directory.answer(Request::Status, &mut |line| {
+            let mut lines = Vec::new();
+            let end = directory.answer(request, &mut |line| {
                 lines.push(line);
                 true
             });
             lines.push(end);
             lines
         });
-        let mut lines = answered.await.unwrap_or_default();
+        answered.await.unwrap_or_default()
+    }
+
+    async fn status(&self) -> Vec<Reply> {
+        let mut lines = self.read(Request::Status).await;
         for line in &mut lines {
             if let Reply::Status(status) = line {
                 status.state = State::Standby;
@@ -161,8 +218,13 @@ impl Standby {
 
     /// Promotes this origin, and answers those who asked for it. Returns whether it was.
     async fn promote(&self, clients: Vec<LocalConnection>) -> bool {
-        let successor = self.successor.clone();
-        let promoted = tokio::task::spawn_blocking(move || successor.promote()).await;
+        let (successor, events) = (self.successor.clone(), self.events.clone());
+        let promoted = tokio::task::spawn_blocking(move || {
+            let promotion = successor.promote()?;
+            events.record(Event::Promoted { epoch: promotion.epoch, first: promotion.number.get() });
+            Ok::<_, TakeOverError>(promotion)
+        });
+        let promoted = promoted.await;
         let (lines, is_promoted) = match promoted {
             Ok(Ok(promotion)) => {
                 tracing::info!(epoch = promotion.epoch, number = %promotion.number, "promoted");
