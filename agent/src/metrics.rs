@@ -6,17 +6,22 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 use syncd_runtime::metrics::{Value, Values, durations, seconds};
-use syncd_shared::{AgentState, HookOutcome, SignedGeneration};
+use syncd_shared::{AgentState, CheckOutcome, CheckStatus, HookOutcome, SignedGeneration};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::collected::CollectedReport;
+use crate::http::readiness;
 use crate::status::AgentStatus;
+
+/// One label and its value.
+type Label = [(&'static str, &'static str); 1];
 
 /// The state that gauges are read from.
 #[derive(Clone)]
@@ -37,13 +42,19 @@ pub struct Observed {
     sync: Histogram,
     hook: Histogram,
     failures: Counter,
+    checks: Family<Label, Counter>,
     changed_locally: Counter,
 }
 
 impl Default for Observed {
     fn default() -> Self {
         let (failures, changed_locally) = (Counter::default(), Counter::default());
-        Self { sync: durations(), hook: durations(), failures, changed_locally }
+        let checks = Family::default();
+        // A series that begins at 0 shows its first event as an increase.
+        for result in RESULTS.iter().filter_map(|outcome| result(*outcome)) {
+            drop(Family::<Label, Counter>::get_or_create(&checks, &[("result", result)]));
+        }
+        Self { sync: durations(), hook: durations(), failures, checks, changed_locally }
     }
 }
 
@@ -72,6 +83,11 @@ impl Observed {
         if now.error.is_some() && now.error != before.error {
             self.failures.inc();
         }
+        if let Some(check) = now.check.as_ref().filter(|check| before.check.as_ref() != Some(check))
+            && let Some(result) = result(check.outcome)
+        {
+            self.checks.get_or_create(&[("result", result)]).inc();
+        }
         let drift = |status: &AgentStatus| status.drift.as_ref().map(|drift| (drift.generation, drift.paths));
         if let Some((_, paths)) = drift(now).filter(|_| drift(now) != drift(before)) {
             self.changed_locally.inc_by(paths);
@@ -88,6 +104,8 @@ impl Observed {
         registry.register_with_unit("sync", help, Unit::Seconds, self.sync.clone());
         registry.register_with_unit("hook", "Runs of the on-activate hook", Unit::Seconds, self.hook.clone());
         registry.register("failures", "Updates that failed", self.failures.clone());
+        let help = "Results of the node's own check: one for each switch, and for each failure before one";
+        registry.register("checks", help, self.checks.clone());
         let help = "Files found that were changed on this node; they were healed and kept in lost+found";
         registry.register("changed_locally", help, self.changed_locally.clone());
     }
@@ -100,6 +118,7 @@ pub fn registry(sources: &Sources) -> Registry {
     let version = Values::by(&["version"], [(env!("CARGO_PKG_VERSION"), 1u64)]);
     registry.register("build_info", "1, with the version of the program", version);
     state(&mut registry, &status);
+    orders(&mut registry, &status);
     if let Some(live) = sources.live.borrow().as_ref() {
         let totals = live.generation().root.totals;
         registry.register("files", "Files in the linked generation", Value::new(totals.files));
@@ -181,6 +200,46 @@ fn state(registry: &mut Registry, status: &AgentStatus) {
     registry.register("drift", "Files changed on this node, until a tree is free of them", Value::new(drift));
 }
 
+/// The node's own check, and what the node was told to do or not to do.
+fn orders(registry: &mut Registry, status: &AgentStatus) {
+    let flag = |is_so: bool| Value::new(u64::from(is_so));
+    registry.register("ready", "1 while `/readyz` answers 200", flag(readiness(status).is_well));
+    let help = "1 while other nodes serve a newer generation already";
+    registry.register("behind", help, flag(status.behind));
+    let by = |of: &str, node: bool, origin: bool| {
+        let by = [("node", u64::from(node)), ("origin", u64::from(origin))];
+        (format!("1 while the node is {of}, by who said so"), Values::by(&["by"], by))
+    };
+    let (help, drained) = by("drained", status.node.drained, status.ordered.drained);
+    registry.register("drained", help, drained);
+    let (help, pinned) = by("pinned", status.node.pinned.is_some(), status.ordered.pinned);
+    registry.register("pinned", help, pinned);
+    let refused = Value::new(status.refused.len() as u64);
+    registry.register("refused", "Generations that this node refuses, because their check failed", refused);
+    let check = |is_it: fn(CheckOutcome) -> bool| {
+        flag(status.check.as_ref().is_some_and(|check: &CheckStatus| is_it(check.outcome)))
+    };
+    let on_trial = check(|outcome| outcome == CheckOutcome::Running);
+    registry.register("on_trial", "1 while the check of the linked generation runs", on_trial);
+    let has_failed = check(|outcome| result(outcome).is_some_and(|result| result != PASSED));
+    registry.register("check_failed", "1 if the newest check has failed", has_failed);
+}
+
+const PASSED: &str = "passed";
+const RESULTS: [CheckOutcome; 4] =
+    [CheckOutcome::Passed, CheckOutcome::Failed, CheckOutcome::FailedBefore, CheckOutcome::FailedOnBoth];
+
+/// Value of the label `result`; `None` while the check runs.
+fn result(outcome: CheckOutcome) -> Option<&'static str> {
+    match outcome {
+        CheckOutcome::Running => None,
+        CheckOutcome::Passed => Some(PASSED),
+        CheckOutcome::Failed => Some("failed"),
+        CheckOutcome::FailedBefore => Some("failed_before"),
+        CheckOutcome::FailedOnBoth => Some("failed_on_both"),
+    }
+}
+
 const STATES: [AgentState; 7] = [
     AgentState::Empty,
     AgentState::Fetching,
@@ -193,6 +252,8 @@ const STATES: [AgentState; 7] = [
 
 #[cfg(test)]
 mod tests {
+    use syncd_shared::RootHash;
+
     use super::*;
     use crate::status::tests::{failing, sample};
 
@@ -214,5 +275,23 @@ mod tests {
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
         assert!(text.contains("sync_seconds_sum 2.0\n") && text.contains("sync_seconds_count 1\n"), "{text}");
         assert!(text.contains("hook_seconds_count 1\n"), "{text}");
+    }
+
+    #[test]
+    fn a_check_counts_once_when_it_ends() {
+        let observed = Observed::default();
+        let with = |outcome| {
+            let (root, output) = (RootHash::from_bytes([7; 32]), String::new());
+            let check = CheckStatus { generation: 43, root, outcome, returned_to: None, output };
+            AgentStatus { check: Some(check), ..sample() }
+        };
+        let (running, failed) = (with(CheckOutcome::Running), with(CheckOutcome::Failed));
+        let steps = [&sample(), &running, &failed, &failed, &with(CheckOutcome::Passed)];
+        for pair in steps.windows(2) {
+            observed.note(pair[0], pair[1], &mut None, Instant::now());
+        }
+        let counted = RESULTS
+            .map(|outcome| observed.checks.get_or_create(&[("result", result(outcome).unwrap())]).get());
+        assert_eq!(counted, [1, 1, 0, 0]);
     }
 }

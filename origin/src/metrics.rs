@@ -12,6 +12,8 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 use syncd_runtime::metrics::durations;
 
+use crate::fleet::rollout::Phase;
+
 /// One label and its value.
 type Label = [(&'static str, &'static str); 1];
 
@@ -23,6 +25,7 @@ pub struct Metrics {
     live: Histogram,
     sent: Family<Label, Counter>,
     refused: Family<Label, Counter>,
+    rollouts: Family<Label, Counter>,
     polls: Counter,
 }
 
@@ -85,11 +88,14 @@ impl Metrics {
             live: durations(),
             sent: Family::default(),
             refused: Family::default(),
+            rollouts: Family::default(),
             polls: Counter::default(),
         };
         // A series that begins at 0 shows its first event as an increase.
         Sent::ALL.iter().for_each(|kind| drop(metrics.sent.get_or_create(&kind.label())));
         Refused::ALL.iter().for_each(|reason| drop(metrics.refused.get_or_create(&reason.label())));
+        let ends = Phase::ALL.into_iter().filter(|phase| !phase.is_running());
+        ends.for_each(|end| drop(metrics.rollouts.get_or_create(&[("result", end.name())])));
         metrics
     }
 
@@ -123,6 +129,11 @@ impl Metrics {
         self.refused.get_or_create(&reason.label()).inc();
     }
 
+    /// A rollout ended in this phase.
+    pub fn rollout_ended(&self, phase: Phase) {
+        self.rollouts.get_or_create(&[("result", phase.name())]).inc();
+    }
+
     /// A polled subtree was walked.
     pub fn polled(&self) {
         self.polls.inc();
@@ -146,6 +157,7 @@ impl Metrics {
         let help = "Bytes of updates and content sent to agents, before TLS";
         registry.register_with_unit("sent", help, Unit::Bytes, self.sent.clone());
         registry.register("refused", "Peers that were turned away", self.refused.clone());
+        registry.register("rollouts", "Rollouts that have ended, by result", self.rollouts.clone());
         registry.register("polls", "Walks of subtrees that send no events", self.polls.clone());
     }
 }

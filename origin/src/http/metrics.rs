@@ -13,6 +13,7 @@ use syncd_shared::{AgentState, CheckOutcome, GenerationNumber};
 use crate::collected::{Collection, DirectoryFigures};
 use crate::commit::State;
 use crate::fleet::rollout::Phase;
+use crate::fleet::rollout::view::NodePhase;
 use crate::fleet::{AgentView, FleetView};
 use crate::keys::Keys;
 use crate::metrics::metrics;
@@ -144,6 +145,13 @@ fn rollout(registry: &mut Registry, now: &Snapshot) {
         "1 while the running rollout is paused",
         Value::new(u64::from(paused)),
     );
+    let nodes = NodePhase::ALL.map(|state| {
+        let nodes = running.map(|rollout| rollout.nodes.as_slice()).unwrap_or_default();
+        let count = nodes.iter().filter(|node| node.counted && node.state == state).count();
+        (state.name(), count as u64)
+    });
+    let help = "Nodes that the running rollout counts, by state";
+    registry.register("rollout_nodes", help, Values::by(&["state"], nodes));
     let count = |of: fn(&AgentView) -> bool| {
         Value::new(now.fleet.agents.iter().filter(|agent| of(agent)).count() as u64)
     };

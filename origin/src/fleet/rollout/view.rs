@@ -102,6 +102,19 @@ pub enum NodePhase {
 }
 
 impl NodePhase {
+    pub const ALL: [Self; 5] = [Self::Waiting, Self::Staged, Self::Live, Self::Failed, Self::Unreachable];
+
+    /// The name in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Staged => "staged",
+            Self::Live => "live",
+            Self::Failed => "failed",
+            Self::Unreachable => "unreachable",
+        }
+    }
+
     fn of(node: &Node<'_>, rollout: &Rollout) -> Self {
         match node {
             node if node.failed_on(rollout.target).is_some() => Self::Failed,
