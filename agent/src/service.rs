@@ -208,7 +208,8 @@ pub async fn start_with<R: ReplicaWork>(
     if options.follow.is_none() {
         let renewing = stop.clone();
         others.spawn(async move { keeper.serve(renewing).await });
-        let owners = Owners::new(options.owner.map(|owner| (owner.uid, owner.gid)));
+        // The option --owner is for the replica, which visitors do not write to.
+        let owners = Owners::new(None);
         let (root, status) = (options.root.clone(), handle.status.clone());
         others.spawn(collected::serve(root, collected_dialer, owners, status, report, stop.clone()));
     }

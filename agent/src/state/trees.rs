@@ -56,7 +56,7 @@ impl Trees {
     /// Makes the symlink of an entry under a free name, and the collected directory that it may lead to.
     pub fn link(&self, dir: &Dir, name: &[u8], entry: &Entry) -> Result<(), DiskError> {
         if let Kind::Collected { name } = &entry.kind {
-            self.layout.ensure_collected(name, &entry.metadata, self.owners)?;
+            self.layout.ensure_collected(name, &entry.metadata)?;
         }
         let target = self.layout.link_target(&entry.kind).unwrap_or_default();
         dir.symlink(&target, name)?;

@@ -1,8 +1,9 @@
 //! Collected directories: where they are, and the links that lead to them.
 //!
 //! ROOT/collected belongs to the agent, and each directory in it to the owner of its files. A link has the
-//! same owner, so that Apache follows it under `SymLinksIfOwnerMatch`. A directory is made before the first
-//! link to it, and is never removed by an update: its files are nobody else's copy.
+//! same owner unless the agent has `--owner`, so that Apache follows it under `SymLinksIfOwnerMatch`. A
+//! directory is made before the first link to it, and is never removed by an update: its files are nobody
+//! else's copy.
 
 use std::borrow::Cow;
 use std::os::unix::ffi::OsStrExt;
@@ -39,13 +40,9 @@ impl Layout {
         [self.path.as_os_str().as_bytes(), b"/", COLLECTED, b"/"].concat()
     }
 
-    /// Opens ROOT/collected/NAME. A missing one is made with the owner of its link.
-    pub fn ensure_collected(
-        &self,
-        name: &CollectedName,
-        metadata: &Metadata,
-        owners: Owners,
-    ) -> Result<Dir, DiskError> {
+    /// Opens ROOT/collected/NAME. A missing one is made with the owner in the manifest, whatever `--owner`
+    /// says: that makes the replica unwritable for visitors, and this is where they write.
+    pub fn ensure_collected(&self, name: &CollectedName, metadata: &Metadata) -> Result<Dir, DiskError> {
         let parent = self.root.ensure_dir(COLLECTED, 0o755)?;
         let dir = parent.ensure_dir(name.as_bytes(), MODE_BEFORE)?;
         let stat = dir.stat_self()?;
@@ -53,7 +50,7 @@ impl Layout {
             return Ok(dir);
         }
         // It is new, or its making was interrupted.
-        dir.set_own_metadata(&Metadata { mode: MODE, ..*metadata }, owners)?;
+        dir.set_own_metadata(&Metadata { mode: MODE, ..*metadata }, Owners::new(None))?;
         Ok(dir)
     }
 }
