@@ -4,7 +4,8 @@
 //! Each host has its own network, mounts, processes and host name: copies of `/etc` and of the state of
 //! Debian's tools, and empty `/run`, `/srv` and `/var/log`. The test itself runs in namespaces
 //! ([`crate::trouble::in_own_machine`]), where a bridge joins the hosts. systemd is missing: `systemctl`
-//! is a script that knows the units of the page.
+//! is a script that knows the units of the page. A host's files are in memory, because deleting them from a
+//! busy disk takes longer than the test.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -25,6 +26,22 @@ start() {
     shift
     setsid env -i PATH="$PATH" "$@" >>"/var/log/$name.log" 2>&1 </dev/null &
     echo $! >"/run/$name.pid"
+}
+# As Type=notify: returns once the service is ready.
+start_notifying() {
+    local name=$1 socket=/run/$1.notify
+    shift
+    rm -f "$socket" "/run/$name.ready"
+    start "$name.notify" socat -u "UNIX-RECV:$socket" "OPEN:/run/$name.ready,creat,append"
+    until [ -S "$socket" ]; do sleep 0.02; done
+    start "$name" NOTIFY_SOCKET="$socket" "$@"
+    until grep -qs READY=1 "/run/$name.ready"; do
+        if ! kill -0 "$(cat "/run/$name.pid")" 2>/dev/null; then
+            tail "/var/log/$name.log" >&2
+            exit 1
+        fi
+        sleep 0.02
+    done
 }
 stop() {
     local pid
@@ -48,13 +65,13 @@ case "$*" in
     ;;
 "restart haproxy") stop haproxy; mkdir -p /run/haproxy; start haproxy haproxy -W -db -f /etc/haproxy/haproxy.cfg ;;
 "reload haproxy") kill -USR2 "$(cat /run/haproxy.pid)" ;;
-"start syncd-origin") start syncd-origin syncd-origin serve ;;
+"start syncd-origin") start_notifying syncd-origin syncd-origin serve ;;
 "stop syncd-origin") stop syncd-origin ;;
 "kill syncd-origin") stop syncd-origin -KILL ;;
 "start syncd-agent" | "restart syncd-agent")
     stop syncd-agent
     mapfile -t variables < <(variables /etc/syncd/agent.env)
-    start syncd-agent "${variables[@]}" syncd-agent run
+    start_notifying syncd-agent "${variables[@]}" syncd-agent run
     ;;
 *) exec "$(dirname "$0")/web-units" "$@" ;;
 esac
@@ -132,7 +149,7 @@ impl Host {
 
     fn prepare(&self, directory: &std::path::Path, hosts: &str) {
         self.follow(&format!(
-            "checkout=$PWD; cd {}\n\
+            "checkout=$PWD; mkdir {0}/machine && mount -t tmpfs none {0}/machine && cd {0}/machine\n\
              cp -a /etc etc && mount --bind etc /etc && mkdir -p lib/syncd/agent lib/syncd/origin\n\
              for state in apache2 php mysql; do\n\
              [ ! -e /var/lib/$state ] || cp -a --sparse=always /var/lib/$state lib/; done\n\
@@ -142,7 +159,7 @@ impl Host {
              mkdir -p /run/lock /run/systemd/system /var/log/apache2 /etc/syncd /etc/cron.d\n\
              install -m 644 $checkout/packaging/etc/*.toml /etc/syncd/\n\
              : >/etc/resolv.conf\n\
-             printf '127.0.0.1 localhost\\n{}\\n' >/etc/hosts\n\
+             printf '127.0.0.1 localhost\\n{1}\\n' >/etc/hosts\n\
              a2dissite -q '*' && a2ensite -q 000-default",
             directory.display(),
             hosts.replace('\n', "\\n")

@@ -30,6 +30,7 @@ fn wordpress_is_installed_once_and_runs_on_all_nodes() {
     require_program("mariadbd", "mariadb-server");
     require_program("haproxy", "haproxy");
     require_program("openssl", "openssl");
+    require_program("socat", "socat");
     let versions = corpora::wordpress();
     if !in_own_machine_within("wordpress_is_installed_once_and_runs_on_all_nodes", LIMIT) {
         return;
@@ -55,6 +56,8 @@ fn wordpress_is_installed_once_and_runs_on_all_nodes() {
     cluster.add_third(&scene);
     step("a third node", &mut since);
     cluster.assert_no_php_errors();
+    drop(cluster);
+    step("hosts end", &mut since);
 }
 
 fn the_plugin_tells_nodes_apart(cluster: &Cluster) {
@@ -77,13 +80,11 @@ fn media_travel(cluster: &Cluster) {
         cluster.wait_everywhere(&media.path, content);
     }
     cluster.rest("DELETE", &format!("/wp-json/wp/v2/media/{}?force=true", first.id), &[]);
-    for node in &cluster.nodes {
-        wait::until("the picture to be gone", || {
-            let live = node.host.outside(&format!("/var/lib/syncd/agent/live{}", first.path));
-            (!live.exists()).then_some(())
-        });
+    for site in cluster.nodes.iter().chain([&cluster.main]) {
+        wait::until("the picture to be gone", || (!site.has(&first.path)).then_some(()));
     }
     cluster.wait_everywhere(&second.path, "second");
+    cluster.assert_no_upload_runs();
 }
 
 /// WordPress' own code replaces its files, while visitors come.
@@ -101,17 +102,22 @@ fn an_upgrade_under_load(cluster: &Cluster, versions: &corpora::Corpus) {
     assert!(body.contains("Update Complete") || body.contains("No Update Required"), "{body}");
 }
 
-/// The main host has the database, so only its origin and its web server end here.
+/// The main host has the database, so only its origin and its web server end here. People work on a node
+/// meanwhile, and their uploads reach the others afterwards.
 fn without_the_main_host(cluster: &Cluster) {
     cluster.main.host.follow("systemctl kill syncd-origin; systemctl stop apache2");
+    cluster.wait_for_work();
     let visitors = Visitors::start();
-    visitors.wait_round();
+    let media = cluster.upload("meanwhile on a node");
+    assert!(
+        ["web1", "web2"].iter().any(|name| media.path.ends_with(&format!("/picture--{name}.png"))),
+        "{media:?}"
+    );
     visitors.wait_round();
     visitors.finish();
     cluster.main.host.follow("systemctl start apache2; systemctl start syncd-origin");
-    cluster.wait_main_up();
-    let media = cluster.upload("after the return");
-    cluster.wait_everywhere(&media.path, "after the return");
+    cluster.wait_everywhere(&media.path, "meanwhile on a node");
+    wait::until("the upload on the main host", || cluster.main.has(&media.path).then_some(()));
 }
 
 fn a_node_is_built_anew(scene: &Scene, cluster: &mut Cluster) {

@@ -39,6 +39,17 @@ impl Site {
         serde_json::from_str(&answer).unwrap_or(Value::String(answer))
     }
 
+    /// The last lines of the web server's log, and the state of the agent.
+    fn trouble(&self) -> String {
+        self.host.try_lines("tail -n 3 /var/log/apache2/error.log; syncd-agent status").stdout
+    }
+
+    /// Whether the site has a file of this path.
+    #[track_caller]
+    pub fn has(&self, path: &str) -> bool {
+        self.host.try_lines(&format!("test -e {}{path}", self.tree)).code == Some(0)
+    }
+
     #[track_caller]
     fn php(&self, command: &str, arguments: &[&str]) -> String {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/wordpress/site.php");
@@ -108,7 +119,7 @@ impl Cluster {
         for block in instructions(PAGE, "## 1. The main host") {
             main.host.follow(&block);
         }
-        wait_main_up();
+        wait_for_work();
         let form = [
             "weblog_title=Example",
             "user_name=editor",
@@ -164,13 +175,15 @@ impl Cluster {
             wait::until_ok(&format!("{path} on {}", node.host.name), || {
                 let answer = ask(&node.host, path);
                 let is_there = answer.status == 200 && answer.body.contains(text);
-                if is_there { Ok(()) } else { Err(format!("no {text} in {answer:?}")) }
+                if is_there { Ok(()) } else { Err(format!("no {text} in {answer:?}; {}", node.trouble())) }
             });
         }
     }
 
-    pub fn wait_main_up(&self) {
-        wait_main_up();
+    /// Waits until the balancer has a host for people who work.
+    #[track_caller]
+    pub fn wait_for_work(&self) {
+        wait_for_work();
     }
 
     /// Has WordPress' own code replace its files by those of `version`.
@@ -213,6 +226,19 @@ impl Cluster {
             get("/hello-world/");
             log().contains("GET /hello-world/ ").then_some(())
         });
+    }
+
+    /// Puts a program among the uploads of a node, as a plugin with a hole would: it does not run or travel.
+    #[track_caller]
+    pub fn assert_no_upload_runs(&self) {
+        let [first, second] = &self.nodes[..] else { panic!("two nodes") };
+        let path = "/wp-content/uploads/hole.php";
+        first.host.follow(&format!("echo '<?php echo 6 * 7;' > {REPLICA}{path}"));
+        assert_eq!(ask(&first.host, path).status, 403);
+        // A file that is written after it arrives.
+        first.host.follow(&format!("echo after > {REPLICA}/wp-content/uploads/after.txt"));
+        self.wait_everywhere("/wp-content/uploads/after.txt", "after");
+        assert!(!second.has(path), "it did not travel");
     }
 
     #[track_caller]
@@ -265,8 +291,9 @@ fn ask(host: &Host, path: &str) -> Answer {
     crate::visitors::curl_plain(&options, path)
 }
 
-fn wait_main_up() {
-    wait::until("WordPress to answer on the main host", || {
+#[track_caller]
+fn wait_for_work() {
+    wait::until("a host for people who work", || {
         [200, 302].contains(&get("/wp-login.php").status).then_some(())
     });
 }
