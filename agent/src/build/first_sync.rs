@@ -12,18 +12,21 @@
 //! count. Nothing refers to the tree until it is activated. Its inode numbers may go to the record earlier,
 //! because no other tree is live that they could be mistaken for.
 
+mod walk;
+
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use rustix::fs::FileType;
-use syncd_shared::diff::DirectorySource;
+use syncd_shared::diff::DirectorySource as _;
 use syncd_shared::directory::Cursor;
 use syncd_shared::stored_frame::StoredFrame;
 use syncd_shared::wire::{Frame, ObjectsBatch};
 use syncd_shared::{Entry, Kind, Metadata, ObjectHash, Progress, SignedGeneration, TreePath};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
+use self::walk::{Current, Walk};
 use crate::build::duplicates::Copies;
 use crate::build::incoming::Incoming;
 use crate::build::manifest;
@@ -33,7 +36,7 @@ use crate::build::window::{Done, Item, Shared, Window, Workers};
 use crate::build::{Job, StageError};
 use crate::source::{FetchError, Frames, Source};
 use crate::state::cursor::DirCursor;
-use crate::state::disk::{self, Dir, DiskError, Owners};
+use crate::state::disk::{self, Dir, Owners};
 use crate::state::hashing::hash_file;
 use crate::state::record::{Leaf, Record};
 use crate::state::trees::Trees;
@@ -100,93 +103,6 @@ impl FirstSync<'_> {
         };
         build.run(&mut walk, job.target, source, job.progress)?;
         Ok(incoming.clear(&trees.layout)?)
-    }
-}
-
-/// Walks the manifest in path order, makes directories and gathers their files.
-struct Walk<'a> {
-    trees: &'a Trees,
-    tree: Dir,
-    resumes: bool,
-    /// Directories still to be entered, the next one last.
-    waiting: Vec<(TreePath, ObjectHash, Metadata)>,
-    /// The directory in which the last window ended.
-    current: Option<Current<'a>>,
-    /// Pages of entries entered, by ordinal, with their directories.
-    entered: Vec<(Arc<TreePath>, ObjectHash)>,
-}
-
-/// A directory whose files are being gathered.
-struct Current<'a> {
-    path: Arc<TreePath>,
-    /// Ordinal of the directory's list.
-    directory: u32,
-    /// The next entry.
-    cursor: Cursor<&'a Record>,
-    /// The page that was entered last.
-    page: Option<ObjectHash>,
-}
-
-impl<'a> Walk<'a> {
-    /// Makes the subdirectories of a directory. Returns their number.
-    fn enter(&mut self, path: TreePath, object: ObjectHash, directory: u32) -> Result<usize, StageError> {
-        let record: &'a Record = &self.trees.record;
-        if self.resumes {
-            self.remove_strangers(&path, object)?;
-        }
-        let dir = self.open(&path)?;
-        let mut below = Vec::new();
-        let mut cursor = Cursor::new(record, Some(object))?;
-        while let Some(entry) = cursor.directory()? {
-            if let Kind::Directory { object, .. } = entry.kind {
-                let metadata = entry.metadata;
-                match dir.make_dir(entry.name.as_bytes()) {
-                    Err(e) if e.source.kind() == std::io::ErrorKind::AlreadyExists => {}
-                    other => other?,
-                }
-                let path = path.join(&entry.name).map_err(|source| StageError::Path { source })?;
-                below.push((path, object, metadata));
-            }
-            cursor.skip();
-        }
-        let made = below.len();
-        self.waiting.extend(below.into_iter().rev());
-        let (path, cursor) = (Arc::new(path), Cursor::new(record, Some(object))?);
-        self.current = Some(Current { path, directory, cursor, page: None });
-        Ok(made)
-    }
-
-    fn open(&self, path: &TreePath) -> Result<Dir, DiskError> {
-        Ok(if path.is_root() { self.tree.reopen()? } else { self.tree.open_dir(path.as_bytes())? })
-    }
-
-    /// Removes what an interrupted attempt left for another target, and what somebody put there.
-    fn remove_strangers(&self, path: &TreePath, object: ObjectHash) -> Result<(), StageError> {
-        let directory = self.trees.record.directory(&object)?;
-        let dir = self.open(path)?;
-        dir.make_writable()?;
-        for listed in dir.names()? {
-            let listed = listed?;
-            let expected = syncd_shared::Component::new(&listed.name)
-                .ok()
-                .and_then(|name| directory.get(&name).map(Entry::is_directory));
-            let stat = dir.stat(&listed.name)?;
-            let is_directory = stat.is_some_and(|s| s.kind == FileType::Directory);
-            if expected == Some(is_directory) {
-                continue;
-            }
-            self.trees.layout.remove(&dir, &listed.name)?;
-        }
-        Ok(())
-    }
-}
-
-impl Walk<'_> {
-    /// The entry with this page ordinal and index.
-    fn entry(&self, (page, entry): (u32, u32)) -> Result<Option<(&TreePath, Entry)>, StageError> {
-        let Some((path, object)) = self.entered.get(page as usize) else { return Ok(None) };
-        let page = self.trees.record.page(object)?;
-        Ok(page.entries().get(entry as usize).map(|entry| (&**path, entry.clone())))
     }
 }
 

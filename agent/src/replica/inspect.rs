@@ -20,13 +20,15 @@
 //! live manifest may then explain a name as well. A name that neither manifest explains moves to lost+found,
 //! and missing names are not reported.
 
+mod drift;
+
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::fs::FileType;
-use syncd_shared::diff::DirectorySource;
+use syncd_shared::diff::DirectorySource as _;
 use syncd_shared::directory::Cursor;
 use syncd_shared::{Component, Directory, Entry, Kind, ObjectHash, RootEntry, Timestamp, TreePath};
 
@@ -36,11 +38,11 @@ use crate::state::cursor::{DirCursor, LiveTree};
 use crate::state::disk::{Dir, Stat};
 use crate::state::hashing::hash_file;
 use crate::state::layout::Layout;
-use crate::state::lost_found::{self, KeepError, LostFound};
+use crate::state::lost_found::{KeepError, LostFound};
 use crate::state::record::{Record, RecordError};
 use crate::state::slot::{FormerTree, Slot};
 use crate::state::trees::Trees;
-use crate::status::{Drift, shown};
+use crate::status::Drift;
 
 /// Interval at which one retired tree is inspected with every name checked.
 const WHOLE_EVERY: Duration = Duration::from_secs(600);
@@ -307,7 +309,8 @@ impl Inspection<'_> {
         if !keeper.is_announced {
             // After a crash, no file may be in lost+found without a report.
             let found = Found { kept: 1, ..found.clone() };
-            self.record.set_drift(Some(&drift(self.layout, self.tree.number, self.live, &found)))?;
+            let report = found.report(self.layout, self.tree.number, self.live);
+            self.record.set_drift(Some(&report))?;
             keeper.is_announced = true;
         }
         match keeper.lost.keep(self.tree.number, place.path, dir, name) {
@@ -549,68 +552,12 @@ impl Replica {
         }
         Ok(true)
     }
-
-    /// Report of a tree's local changes; `None`: there are none.
-    pub(crate) fn drift_of(&self, tree: &FormerTree, found: &Found) -> Option<Drift> {
-        let live = self.slots.live().map_or(tree.number, |live| live.number().get());
-        (found.paths > 0).then(|| drift(self.slots.layout(), tree.number, live, found))
-    }
-
-    /// Whether the same was reported last, under any live generation.
-    fn is_told(&self, drift: &Drift) -> bool {
-        self.drift.as_ref().is_some_and(|told| Drift { live: told.live, ..drift.clone() } == *told)
-    }
-
-    /// Stores the local changes, and logs them once.
-    pub(crate) fn found_drift(&mut self, drift: Drift) -> Result<(), RecordError> {
-        let Drift { generation, paths, first, kept, lost, .. } = &drift;
-        let kept = kept.as_deref();
-        tracing::warn!(generation, paths, first, kept, lost, "files of the replica were changed locally");
-        self.report_drift(drift)
-    }
-
-    fn report_drift(&mut self, drift: Drift) -> Result<(), RecordError> {
-        self.drift = Some(drift.clone());
-        self.publish();
-        self.slots.record().set_drift(Some(&drift))
-    }
-
-    /// Ends an earlier report when a later tree has no local changes. A report of files that are kept stays
-    /// while they are there, so that somebody sees it.
-    fn drift_ended(&mut self, number: u64) -> Result<(), StageError> {
-        let Some(drift) = self.drift.as_ref().filter(|drift| number > drift.live) else { return Ok(()) };
-        let kept = drift.kept.as_deref().and_then(|kept| kept.rsplit('/').next());
-        if kept.map_or(Ok(false), |kept| lost_found::has(self.slots.layout(), kept))? {
-            return Ok(());
-        }
-        Ok(self.acknowledge_drift()?)
-    }
-
-    /// Clears the last report.
-    pub(crate) fn acknowledge_drift(&mut self) -> Result<(), RecordError> {
-        if self.drift.take().is_some() {
-            self.slots.record().set_drift::<Drift>(None)?;
-            self.publish();
-        }
-        Ok(())
-    }
 }
 
 /// Number and root of the live generation; without one, those of a tree that explains nothing.
 fn live_of(trees: &Trees, tree: &FormerTree) -> (u64, RootEntry) {
     let live = trees.live().map(|live| live.generation());
     live.map_or((tree.number, RootEntry::empty()), |g| (g.number.get(), g.root))
-}
-
-fn drift(layout: &Layout, generation: u64, live: u64, found: &Found) -> Drift {
-    Drift {
-        generation,
-        paths: found.paths,
-        first: found.first.as_ref().map(shown).unwrap_or_default(),
-        kept: found.kept_in(layout, generation),
-        lost: found.lost,
-        live,
-    }
 }
 
 /// Directory in lost+found for files of a generation's tree.

@@ -12,7 +12,6 @@ use syncd_shared::text::one_line;
 use syncd_shared::wire::{FEATURE_DELTAS, Frame, WireError};
 use syncd_shared::{GenerationNumber, RootHash, SignedGeneration, Totals, update_file};
 
-use super::machine::Trust;
 use super::worker::{Inline, ReplicaState};
 use crate::hooks::{HookState, RunOutcome};
 use crate::state::decisions::Named;
@@ -27,9 +26,10 @@ const INLINE_DIRECTORIES_MAX_BYTES: usize = 8 * 1024 * 1024;
 /// Optional features that this agent announces.
 pub(crate) const FEATURES: &[&str] = &[FEATURE_DELTAS];
 
-/// First message on a stream.
+/// First message on a stream. `trust` is the number of the newest trust document.
 pub(super) fn hello(
-    trust: &Trust,
+    boot_id: &str,
+    trust: u32,
     replica: &ReplicaState,
     hook: Option<v1::HookReport>,
     check: Option<v1::CheckReport>,
@@ -40,14 +40,14 @@ pub(super) fn hello(
         protocol_min: PROTOCOL_MIN,
         protocol_max: PROTOCOL_MAX,
         features: FEATURES.iter().map(|f| (*f).to_owned()).collect(),
-        boot_id: trust.boot_id.clone(),
+        boot_id: boot_id.to_owned(),
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         live: live.map(signed),
         accepted: replica.accepted.as_ref().map(signed),
         held: held.take(HELD_GENERATIONS_MAX).map(signed).collect(),
         hook,
         drift: replica.drift.as_ref().map(drift_report),
-        trust: trust.keys.document.number(),
+        trust,
         refused: replica.decisions.refused.iter().map(|refusal| refused(&refusal.generation)).collect(),
         check,
         standing: Some(replica.decisions.node.into()),

@@ -4,10 +4,10 @@
 //! Threads are started when there is more than one block; a small scan reads on its own thread. The number of
 //! blocks in flight is bounded, and with it the number of directories waiting for them.
 
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel};
 use std::thread::{Scope, ScopedJoinHandle};
 
+use syncd_runtime::queue::{Waiting, queue};
 use syncd_shared::{Component, TreePath};
 
 use super::content::{Content, ContentReader};
@@ -125,15 +125,14 @@ where
     fn start(&self) -> Result<Running<'scope>, ScanError> {
         let count = syncd_runtime::threads::at_most(THREADS_MAX);
         let limit = count * BLOCKS_WAITING;
-        let (blocks, to_read) = sync_channel::<Vec<Job>>(limit);
+        let (blocks, to_read) = queue::<Vec<Job>>(limit);
         let (read, results) = channel();
-        let to_read = Arc::new(Mutex::new(to_read));
         let threads = (0..count)
             .map(|_| {
-                let (make, to_read, read) = (self.reader.clone(), Arc::clone(&to_read), read.clone());
+                let (make, to_read, read) = (self.reader.clone(), to_read.clone(), read.clone());
                 std::thread::Builder::new()
                     .name("scan-reader".into())
-                    .spawn_scoped(self.scope, move || run(make(), &to_read, &read))
+                    .spawn_scoped(self.scope, move || run(make(), to_read, &read))
                     .map_err(|source| ScanError::Thread { source })
             })
             .collect::<Result<_, _>>()?;
@@ -143,12 +142,10 @@ where
 
 fn run(
     mut reader: ContentReader<'_>,
-    blocks: &Mutex<Receiver<Vec<Job>>>,
+    blocks: Waiting<Vec<Job>>,
     results: &Sender<Outcome>,
 ) -> Result<(), ScanError> {
-    loop {
-        let block = blocks.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(block) = block else { return reader.finish() };
+    for block in blocks {
         let done = read_block(&mut reader, block);
         let failed = done.is_err();
         if results.send(done).is_err() || failed {
@@ -156,6 +153,7 @@ fn run(
             return Ok(());
         }
     }
+    reader.finish()
 }
 
 fn read_block(reader: &mut ContentReader<'_>, block: Vec<Job>) -> Outcome {
