@@ -166,7 +166,11 @@ impl Replica {
         before: &mut dyn FnMut(&ActivationContext<'_>) -> Result<(), HookFailure>,
     ) -> Result<(), ActivateError> {
         let number = staged.target.number().get();
-        self.slots.may_activate(&staged.target)?;
+        if !staged.is_return {
+            // A return was allowed when it was staged. Its tree may have been set aside since, to be built
+            // anew.
+            self.slots.may_activate(&staged.target)?;
+        }
         let Some(slot) = staged.slot else {
             return Ok(());
         };

@@ -1,6 +1,7 @@
 //! A generation whose root this node has already is activated, not built.
 
 use super::*;
+use crate::session::worker::ReplicaWork;
 use crate::state::slot::Slot;
 
 /// Two generations held, the second live, everything settled.
@@ -117,6 +118,21 @@ fn a_return_past_an_entry_that_went_and_came_back_is_right() {
         assert!(return_to(&mut site, &mut replica, 1));
         assert_sound(&site, &mut replica, &old);
     }
+}
+
+#[test]
+fn a_node_returns_to_a_generation_whose_tree_has_to_be_built_anew() {
+    let (mut site, mut replica) = two(Site::new());
+    let old = snapshot(&site.generation(1));
+    let slot = replica.slots.generations()[&1];
+    let good = replica.slots.state(slot).and_then(Slot::held).unwrap().clone();
+    // A visitor's file, so that nothing proves the tree.
+    std::fs::write(site.generation(1).join("docs/0/upload.jpg"), "a picture").unwrap();
+    let cancel = AtomicBool::new(false);
+    let staged = ReplicaWork::stage_return(&mut replica, &good, &mut site.origin, &|_| {}, &cancel).unwrap();
+    replica.activate(staged, &mut |_| Ok(())).unwrap();
+    assert_eq!((site.live_number(), replica.status().accepted.unwrap().number().get()), (1, 2));
+    assert_eq!(snapshot(&site.live().canonicalize().unwrap()), old);
 }
 
 #[test]

@@ -104,7 +104,9 @@ impl Machine {
     fn is_tried(&self, live: &SignedGeneration) -> bool {
         let decisions = &self.replica.decisions;
         let on_trial = decisions.trial.is_some_and(|trial| trial.target == Named::of(live));
-        on_trial && decisions.good.is_some() && self.hook_due().is_none()
+        // The tree to return to may be lost or damaged, and a newer generation is then the way out.
+        let is_stuck = self.must_return(live) && (self.back().is_none() || self.return_at.is_some());
+        on_trial && !is_stuck && decisions.good.is_some() && self.hook_due().is_none()
     }
 
     /// Whether the node has to return: what is live is refused, and another generation is good.

@@ -388,6 +388,22 @@ fn a_return_that_fails_is_tried_again() {
 }
 
 #[test]
+fn a_newer_generation_is_the_way_out_for_a_node_that_cannot_return() {
+    for is_held in [true, false] {
+        let mut node = Node::new();
+        node.switch_to(2);
+        node.cannot_return = true;
+        if !is_held {
+            node.state.held.clear();
+        }
+        node.check(Phase::Trial, Err("broken"));
+        assert_eq!(node.live(), 2);
+        node.announce(3);
+        assert_eq!(node.live(), 3, "held: {is_held}");
+    }
+}
+
+#[test]
 fn a_refused_root_is_refused_under_every_number_until_a_person_accepts_it() {
     let mut node = Node::new();
     node.switch_to(2);
