@@ -123,7 +123,9 @@ impl Steering {
     fn begin(&mut self, publication: &Publication) {
         let generation = &publication.generation;
         let now = self.now_ms();
-        self.last = self.current.take().map(|c| RolloutStatus::new(&c.rollout, &[])).or(self.last.take());
+        // One that is superseded while it runs has no result to show.
+        let ended = self.current.take().filter(|current| !current.rollout.phase.is_running());
+        self.last = ended.map(|current| RolloutStatus::new(&current.rollout, &[])).or(self.last.take());
         self.newest = Some(generation.number().get());
         (self.watched, self.withdrawal) = (None, None);
         let order = match &publication.plan {
