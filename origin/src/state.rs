@@ -115,7 +115,13 @@ mod tests {
 
     #[test]
     fn an_origin_without_its_data_is_held() {
-        let view = OriginView { state: State::Ready, reason: None, current: None, hold: None };
+        let view = OriginView {
+            state: State::Ready,
+            reason: None,
+            current: None,
+            hold: None,
+            returns: Arc::default(),
+        };
         let held = held_by(view.clone(), Some(DataTrouble::Store("DATA is gone".into())));
         assert_eq!((held.state, held.reason.as_deref()), (State::Held, Some("DATA is gone")));
         let warned = held_by(view.clone(), Some(DataTrouble::Keys("a key is gone".into())));

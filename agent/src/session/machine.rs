@@ -181,6 +181,7 @@ impl Machine {
             Event::Stop => self.stopping = true,
         }
         self.passed();
+        self.note_trial();
         self.keep_link(now, &mut out);
         self.run_check(now, &mut out);
         self.schedule(now, &mut out);

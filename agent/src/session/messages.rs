@@ -32,7 +32,7 @@ pub(super) fn hello(
     trust: u32,
     replica: &ReplicaState,
     hook: Option<v1::HookReport>,
-    check: Option<v1::CheckReport>,
+    (has_check, check): (bool, Option<v1::CheckReport>),
 ) -> v1::Hello {
     let live = replica.live.as_ref();
     let held = replica.held.iter().filter(|h| live.is_none_or(|l| l.number() != h.number()));
@@ -51,6 +51,7 @@ pub(super) fn hello(
         refused: replica.decisions.refused.iter().map(|refusal| refused(&refusal.generation)).collect(),
         check,
         standing: Some(replica.decisions.node.into()),
+        has_check,
     }
 }
 

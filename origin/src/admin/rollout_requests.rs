@@ -119,7 +119,7 @@ pub(super) fn node_order(agent: &str, request: NodeRequest) -> Result<(Option<No
 /// Whether a node has the generation that it is to activate.
 fn has_assigned(agent: &AgentView) -> bool {
     let has = |(number, activate): (GenerationNumber, bool)| !activate || agent.generation == Some(number);
-    agent.connected && !agent.is_hook_due() && agent.assigned.is_none_or(has)
+    agent.connected && !agent.is_hook_due() && !agent.is_on_trial() && agent.assigned.is_none_or(has)
 }
 
 fn still_behind(agent: &AgentView) -> String {
@@ -134,7 +134,10 @@ fn still_behind(agent: &AgentView) -> String {
             "{name} stays drained: it has {has}, the others {number}, and it did not catch up within {} s; {step}",
             UNDRAIN.as_secs()
         ),
-        _ => format!("{name} stays drained: its hook has not succeeded for {has}; {step}"),
+        _ if agent.is_hook_due() => {
+            format!("{name} stays drained: its hook has not succeeded for {has}; {step}")
+        }
+        _ => format!("{name} stays drained: its check has not passed for {has}; {step}"),
     }
 }
 

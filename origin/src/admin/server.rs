@@ -399,15 +399,19 @@ impl Admin {
         tokio::pin!(deadline);
         loop {
             let agents = fleet.borrow_and_update().clone();
-            let newest = origin.borrow_and_update().current.as_ref().map(SignedGeneration::number);
+            let newest = {
+                let origin = origin.borrow_and_update();
+                live.note_returns(&origin.returns);
+                origin.current.as_ref().map(SignedGeneration::number)
+            };
             let waited = started.elapsed();
             for name in newest.map(|newest| live.update(&agents, newest, waited)).unwrap_or_default() {
                 let (result, error, after_ms) = (NodeResult::Live, None, millis(waited));
                 replies.send(Reply::Node(NodeLine { name, result, error, after_ms })).await;
             }
             let progress = Progress::of(&rollout.borrow_and_update(), live.number());
-            if progress == Progress::Failed || progress == Progress::Free && live.is_decided(&agents, waited)
-            {
+            let is_settled = progress == Progress::Free || live.is_replaced();
+            if progress == Progress::Failed || is_settled && live.is_decided(&agents, waited) {
                 break;
             }
             let look_again = live.recheck_after(waited).map(|at| started + at);

@@ -242,7 +242,7 @@ impl Printer {
             NodeResult::Failed => " failed",
             NodeResult::HookFailed => " hook failed",
             NodeResult::CheckFailed => " check failed",
-            NodeResult::Late => "",
+            NodeResult::Late | NodeResult::Replaced => "",
             NodeResult::Unreachable => " unreachable",
         };
         let error = node.error.as_ref().map(|e| format!(": {e}"));

@@ -70,6 +70,7 @@ fn text(generation: Option<&GenerationLine>, nodes: &[NodeLine], remarks: &[Stri
                 NodeResult::HookFailed => "hook failed",
                 NodeResult::CheckFailed => "check failed",
                 NodeResult::Late => "late",
+                NodeResult::Replaced => "replaced",
                 NodeResult::Unreachable => "unreachable",
             };
             let error = node.error.as_ref().map(|error| format!(": {}", escaped(error))).unwrap_or_default();

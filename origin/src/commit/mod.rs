@@ -37,6 +37,7 @@ mod task;
 mod tests;
 mod unrest;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -50,8 +51,8 @@ pub(crate) use changed_times::{is_indistinct, status_warning};
 pub use collection_gate::CollectionGate;
 pub use outcome::{CommitError, CommitOptions, Outcome, Preview};
 pub use promotion::Promotion;
-pub use rollbacks::Hold;
 pub(crate) use rollbacks::Rollbacks;
+pub use rollbacks::{Hold, Return};
 pub(crate) use scan_base::forget_damaged;
 pub use sealer::{Parts, Sealer};
 
@@ -121,6 +122,8 @@ pub struct OriginView {
     pub current: Option<SignedGeneration>,
     /// Hold left by a rollback.
     pub hold: Option<Hold>,
+    /// Rollbacks and withdrawals, oldest first.
+    pub returns: Arc<[Return]>,
 }
 
 /// A request of an operator.
@@ -181,9 +184,14 @@ impl Committer {
         if !all_heard(&fleet.borrow()) {
             schedule.hold_back(Instant::now() + HEARING);
         }
-        let hold = sealer.hold();
-        let (view_sender, view) =
-            watch::channel(OriginView { state: State::Scanning, reason: None, current, hold });
+        let (hold, returns) = (sealer.hold(), sealer.returns());
+        let (view_sender, view) = watch::channel(OriginView {
+            state: State::Scanning,
+            reason: None,
+            current,
+            hold,
+            returns: returns.clone(),
+        });
         let committer = CommitterTask {
             requests: requests.downgrade(),
             sealer: Some(sealer),
@@ -193,6 +201,7 @@ impl Committer {
             trouble: None,
             waits: None,
             hold,
+            returns,
             unrest: None,
             changing: Changing::of(trigger),
             rollout,

@@ -6,9 +6,11 @@
 //! Integers little endian:
 //!
 //! ```text
-//! u8 version = 2
+//! u8 version = 3
 //! u8 hold: 0 none, 1 keeps back the last replaced generation, 2 keeps back none
 //! with a hold: u64 target, u64 generation in effect, i64 since (Unix, ms), u64 withdrawn generation or 0
+//! u8 number of returns; per return, oldest first:
+//!     u64 target, u64 generation, u8 1 if it withdrew, otherwise 0
 //! per replaced generation, oldest first: u64 number, 32 root hash, u8 1 if it was superseded, otherwise 0
 //! ```
 
@@ -18,9 +20,11 @@ use crate::store::{Records, Store, StoreError};
 
 const NAMESPACE: &str = "commit";
 const NAME: &[u8] = b"rollbacks";
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 /// Maximum number of replaced generations remembered; the oldest is forgotten first.
 const PUT_ASIDE_MAX: usize = 64;
+/// Maximum number of returns remembered; the oldest is forgotten first.
+const RETURNS_MAX: usize = 64;
 
 /// Nothing is published automatically until an operator commits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +52,35 @@ impl Hold {
     }
 }
 
+/// A generation with the tree of an earlier one, sealed by a rollback or a withdrawal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Return {
+    /// The earlier generation.
+    pub target: GenerationNumber,
+    pub generation: GenerationNumber,
+    /// Whether the origin withdrew the generation before, by itself.
+    pub withdrew: bool,
+}
+
+impl Return {
+    /// The return that replaced a generation, among all returns, oldest first.
+    pub fn replacing(returns: &[Self], number: GenerationNumber) -> Option<Self> {
+        let newest = returns.iter().rfind(|back| back.generation > number)?;
+        let mut target = newest.target;
+        // The target may be a return itself.
+        while target > number {
+            target = returns.iter().rfind(|back| back.generation == target)?.target;
+        }
+        (target < number).then_some(*newest)
+    }
+
+    /// One line.
+    pub fn describe(&self) -> String {
+        let by = if self.withdrew { "by the origin" } else { "by a rollback" };
+        format!("generation {} replaced it {by}, with the tree of {}", self.generation, self.target)
+    }
+}
+
 /// A generation that a rollback replaced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct PutAside {
@@ -65,6 +98,8 @@ pub(crate) struct Rollbacks {
     holds_back: bool,
     /// Oldest first, each root once.
     put_aside: Vec<PutAside>,
+    /// Oldest first.
+    returns: Vec<Return>,
 }
 
 impl Rollbacks {
@@ -83,6 +118,10 @@ impl Rollbacks {
 
     pub(crate) fn hold(&self) -> Option<Hold> {
         self.hold
+    }
+
+    pub(crate) fn returns(&self) -> &[Return] {
+        &self.returns
     }
 
     /// The number of the generation with this root, if a rollback replaced it and it was not published since.
@@ -140,7 +179,8 @@ impl Rollbacks {
         failed: &SignedGeneration,
     ) -> Self {
         let since_ms = generation.generation().created_ms;
-        let after = self.rolled_back(target, generation, Some(failed), since_ms);
+        let mut after = self.rolled_back(target, generation, Some(failed), since_ms);
+        after.returns.iter_mut().rev().take(1).for_each(|back| back.withdrew = true);
         Self { hold: after.hold.map(|hold| Hold { withdrawn: Some(failed.number()), ..hold }), ..after }
     }
 
@@ -166,7 +206,11 @@ impl Rollbacks {
             superseded: false,
         });
         let held_back = before.or(self.held_back());
+        let mut returns = self.returns.clone();
         if let Some(before) = before {
+            let excess = (returns.len() + 1).saturating_sub(RETURNS_MAX);
+            returns.drain(..excess);
+            returns.push(Return { target, generation: generation.number(), withdrew: false });
             put_aside.retain(|aside| aside.root != before.root);
             put_aside.push(before);
         }
@@ -174,7 +218,7 @@ impl Rollbacks {
         let holds_back = held_back.is_some() && put_aside.last().copied() == held_back;
         let excess = put_aside.len().saturating_sub(PUT_ASIDE_MAX);
         put_aside.drain(..excess);
-        Self { hold, holds_back, put_aside }
+        Self { hold, holds_back, put_aside, returns }
     }
 
     /// The record after the generation in effect was signed again, under this number.
@@ -186,7 +230,7 @@ impl Rollbacks {
     pub(super) fn committed(&self, root: &RootHash) -> Self {
         let mut put_aside = self.put_aside.clone();
         put_aside.retain(|aside| aside.root != *root);
-        Self { hold: None, holds_back: false, put_aside }
+        Self { hold: None, holds_back: false, put_aside, returns: self.returns.clone() }
     }
 
     pub(super) fn encode(&self) -> Vec<u8> {
@@ -201,6 +245,12 @@ impl Rollbacks {
             out.extend_from_slice(&hold.generation.get().to_le_bytes());
             out.extend_from_slice(&hold.since_ms.to_le_bytes());
             out.extend_from_slice(&hold.withdrawn.map_or(0, GenerationNumber::get).to_le_bytes());
+        }
+        out.push(u8::try_from(self.returns.len()).expect("at most RETURNS_MAX returns are kept"));
+        for back in &self.returns {
+            out.extend_from_slice(&back.target.get().to_le_bytes());
+            out.extend_from_slice(&back.generation.get().to_le_bytes());
+            out.push(u8::from(back.withdrew));
         }
         for aside in &self.put_aside {
             out.extend_from_slice(&aside.number.get().to_le_bytes());
@@ -223,6 +273,13 @@ impl Rollbacks {
             }
             _ => return None,
         };
+        let [count] = take(&mut rest)?;
+        let mut returns = Vec::new();
+        for _ in 0..count {
+            let (target, generation) = (take_number(&mut rest)?, take_number(&mut rest)?);
+            let [withdrew] = take(&mut rest)?;
+            returns.push(Return { target, generation, withdrew: withdrew == 1 });
+        }
         let mut put_aside = Vec::new();
         while !rest.is_empty() {
             let number = take_number(&mut rest)?;
@@ -231,7 +288,7 @@ impl Rollbacks {
             put_aside.push(PutAside { number, root, superseded: superseded == 1 });
         }
         let holds_back = head == &[VERSION, 1];
-        Some(Self { hold, holds_back, put_aside })
+        Some(Self { hold, holds_back, put_aside, returns })
     }
 }
 
@@ -289,6 +346,35 @@ mod tests {
     }
 
     #[test]
+    fn a_generation_is_replaced_by_a_return_behind_it_until_another_one_brings_it_back() {
+        let back = |target, generation| Return {
+            target: number(target),
+            generation: number(generation),
+            withdrew: false,
+        };
+        let by =
+            |returns: &[Return], of| Return::replacing(returns, number(of)).map(|back| back.generation.get());
+        let returns = [back(5, 8)];
+        assert_eq!([4, 5, 6, 7, 8, 9].map(|of| by(&returns, of)), [None, None, Some(8), Some(8), None, None]);
+        // 9 has the tree of 7 again, and 10 that of 8, which is the tree of 5.
+        assert_eq!([6, 7].map(|of| by(&[back(5, 8), back(7, 9)], of)), [None, None]);
+        let returns = [back(5, 8), back(7, 9), back(8, 10)];
+        assert_eq!([6, 7, 8, 9].map(|of| by(&returns, of)), [Some(10), Some(10), None, Some(10)]);
+    }
+
+    #[test]
+    fn returns_outlive_the_hold_and_a_restart() {
+        let rolled =
+            Rollbacks::default().rolled_back(number(3), &generation(6, 3), Some(&generation(5, 1)), 7);
+        let failed = generation(7, 9);
+        let rolled = rolled.committed(&failed.root_hash()).withdrawn(number(6), &generation(8, 3), &failed);
+        let loaded = Rollbacks::decode(&rolled.encode()).unwrap();
+        assert_eq!(loaded, rolled);
+        let of = |back: &Return| (back.target.get(), back.generation.get(), back.withdrew);
+        assert_eq!(loaded.returns().iter().map(of).collect::<Vec<_>>(), [(3, 6, false), (6, 8, true)]);
+    }
+
+    #[test]
     fn a_rollback_to_what_is_current_keeps_back_only_what_is_held_back_already() {
         let bad = generation(5, 1);
         let rolled = Rollbacks::default().rolled_back(number(3), &generation(6, 3), Some(&bad), 7);
@@ -319,8 +405,8 @@ mod tests {
         let full = empty.rolled_back(number(3), &generation(6, 3), Some(&generation(5, 1)), -7);
         let bytes = full.encode();
         assert_eq!(Rollbacks::decode(&bytes), Some(full));
-        let whole_hold = 2 + 32;
-        for end in (0..bytes.len()).filter(|end| *end != whole_hold) {
+        let whole_returns = 2 + 32 + 1 + 17;
+        for end in (0..bytes.len()).filter(|end| *end != whole_returns) {
             assert_eq!(Rollbacks::decode(&bytes[..end]), None, "{end}");
         }
     }

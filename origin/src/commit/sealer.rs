@@ -23,7 +23,7 @@ use super::distinct::DistinctTimes;
 use super::observed::{self, is_news};
 use super::outcome::{CommitError, CommitOptions, Outcome, Preview};
 use super::promotion::Promotion;
-use super::rollbacks::{Hold, Rollbacks};
+use super::rollbacks::{Hold, Return, Rollbacks};
 use super::scan_base::{ScanBase, forget_damaged};
 use crate::clock::now_ms;
 use crate::fleet::Fleet;
@@ -177,6 +177,11 @@ impl Sealer {
     /// Hold left by a rollback: nothing is published automatically before an operator's commit.
     pub fn hold(&self) -> Option<Hold> {
         self.rollbacks.hold()
+    }
+
+    /// Rollbacks and withdrawals, oldest first.
+    pub fn returns(&self) -> Arc<[Return]> {
+        self.rollbacks.returns().into()
     }
 
     /// Makes the next [`Sealer::scan`] or [`Sealer::publish`] take these files from the current generation.

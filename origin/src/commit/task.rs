@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::job::{Done, Job};
 use super::outcome::{CommitError, Outcome, Preview};
-use super::rollbacks::Hold;
+use super::rollbacks::{Hold, Return};
 use super::schedule::{Due, Leftover, Schedule};
 use super::sealer::Sealer;
 use super::unrest::Unrest;
@@ -40,6 +40,8 @@ pub(super) struct CommitterTask {
     pub(super) waits: Option<String>,
     /// Hold left by a rollback.
     pub(super) hold: Option<Hold>,
+    /// Rollbacks and withdrawals, oldest first.
+    pub(super) returns: Arc<[Return]>,
     /// Description of paths that keep changing.
     pub(super) unrest: Option<String>,
     /// Names that keep changing; `None` if nothing is published without an operator.
@@ -232,7 +234,7 @@ impl CommitterTask {
         }
         self.scanning = false;
         self.waits = done.sealer.waits_for_operator();
-        self.hold = done.sealer.hold();
+        (self.hold, self.returns) = (done.sealer.hold(), done.sealer.returns());
         if done.sealer.takes_owed_collection() {
             self.schedule.owes_collection(now);
         }
@@ -358,7 +360,13 @@ impl CommitterTask {
             (None, None, None, None) if self.scanning => (State::Scanning, None),
             (None, None, None, None) => (State::Ready, None),
         };
-        self.view.send_replace(OriginView { state, reason, current, hold: self.hold });
+        self.view.send_replace(OriginView {
+            state,
+            reason,
+            current,
+            hold: self.hold,
+            returns: self.returns.clone(),
+        });
     }
 }
 

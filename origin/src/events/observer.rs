@@ -165,7 +165,10 @@ fn trouble(agent: &AgentView) -> Option<String> {
 }
 
 fn live(agent: &AgentView) -> Option<u64> {
-    agent.generation.filter(|_| !agent.is_hook_due()).map(|generation| generation.get())
+    agent
+        .generation
+        .filter(|_| !agent.is_hook_due() && !agent.is_on_trial())
+        .map(|generation| generation.get())
 }
 
 #[cfg(test)]
@@ -193,7 +196,13 @@ mod tests {
             tree: String::new(),
             grpc_address: address,
             http_address: None,
-            origin: OriginView { state: State::Ready, reason: None, current: None, hold: None },
+            origin: OriginView {
+                state: State::Ready,
+                reason: None,
+                current: None,
+                hold: None,
+                returns: Arc::default(),
+            },
             fleet: Arc::new(FleetView { agents }),
             publish: None,
             rollout: Arc::default(),
@@ -211,6 +220,7 @@ mod tests {
             staged: None,
             hook: None,
             check: None,
+            has_check: false,
             standing: NodeStanding::default(),
             orders: Default::default(),
             assigned: None,
@@ -234,6 +244,19 @@ mod tests {
             .iter()
             .map(|event| event.to_string().split_whitespace().collect::<Vec<_>>().join(" "))
             .collect()
+    }
+
+    #[test]
+    fn a_generation_is_live_once_its_check_has_passed() {
+        let with = |generation: u64, outcome| {
+            let (root, output) = (RootHash::from_bytes([1; 32]), String::new());
+            let check = CheckStatus { generation, root, outcome, returned_to: None, output };
+            AgentView { has_check: true, check: Some(check), ..agent("web1", 2) }
+        };
+        let mut observer = Observer::new(&snapshot(vec![agent("web1", 1)]));
+        assert!(observer.observe(&snapshot(vec![with(2, CheckOutcome::Running)])).is_empty());
+        let found = observer.observe(&snapshot(vec![with(2, CheckOutcome::Passed)]));
+        assert_eq!(found, [Event::Live { node: "web1".into(), generation: 2 }]);
     }
 
     #[test]
@@ -288,8 +311,13 @@ mod tests {
     fn a_hold_lasts_while_the_tree_is_read_and_whatever_its_text() {
         let mut observer = Observer::new(&snapshot(vec![]));
         let mut at = |state, reason: &str, hold| {
-            let origin =
-                OriginView { state, reason: Some(reason.to_owned()), current: Some(sealed(3)), hold };
+            let origin = OriginView {
+                state,
+                reason: Some(reason.to_owned()),
+                current: Some(sealed(3)),
+                hold,
+                returns: Arc::default(),
+            };
             names(&observer.observe(&Snapshot { origin, ..snapshot(vec![]) }))
         };
         assert_eq!(

@@ -10,12 +10,16 @@ use syncd_shared::{
 };
 
 use super::{AgentState, AgentView, FleetView};
+use crate::commit::Return;
 
 /// Time in which an agent that had failed before must fail again for the failure to count.
 const STALE_FAILURE: Duration = Duration::from_secs(3);
 /// Agents that connect within this time count as connected from the start. If none is connected, waiting
 /// lasts at least as long. All agents reconnect within it after a restart of the origin.
 const FIRST_SECONDS: Duration = Duration::from_secs(5);
+/// Reason of a node whose check failed on this tree under an earlier number.
+const REFUSES: &str = "it refuses this tree, because its check failed there before: `syncd-agent accept GENERATION` on \
+                       the node lifts that, `syncd-agent refused` lists the generations";
 /// Maximum number of nodes named in one remark.
 const NAMES_MAX: usize = 10;
 
@@ -30,6 +34,8 @@ pub struct LiveWait {
     live: BTreeSet<String>,
     /// Agents that had already failed at the start, without other news since.
     stale: BTreeSet<String>,
+    /// The rollback or withdrawal that replaced the generation.
+    replaced: Option<Return>,
 }
 
 /// Result of one node.
@@ -46,6 +52,8 @@ pub enum NodeResult {
     CheckFailed,
     /// The time ran out first.
     Late,
+    /// A rollback or a withdrawal replaced the generation before it was live on the node.
+    Replaced,
     /// The node is not connected.
     Unreachable,
 }
@@ -79,6 +87,7 @@ impl LiveWait {
             awaited: BTreeSet::new(),
             live: BTreeSet::new(),
             stale: BTreeSet::new(),
+            replaced: None,
         };
         for agent in &fleet.agents {
             if (agent.connected || require_all) && !agent.is_out_of_rollouts() {
@@ -89,6 +98,12 @@ impl LiveWait {
             }
         }
         wait
+    }
+
+    /// Takes the returns known at the origin. Call it before [`Self::update`], with the state that has
+    /// `newest`: later generations do not count once the generation is replaced.
+    pub fn note_returns(&mut self, returns: &[Return]) {
+        self.replaced = Return::replacing(returns, self.number);
     }
 
     /// Updates the state after `waited`. `newest` is the newest generation of this origin. Returns agents
@@ -120,19 +135,24 @@ impl LiveWait {
         arrived
     }
 
-    /// Whether an agent has the generation live. While its hook has not succeeded, the generation of the
-    /// hook's last success counts. A later generation suffices, but a number above the newest belongs to
-    /// another history: this origin was restored from an older copy.
+    /// Whether an agent has the generation live: linked, its check passed, its hook succeeded. While the hook
+    /// has not succeeded, the generation of its last success counts. A later generation suffices unless this
+    /// one was replaced, but a number above the newest belongs to another history: this origin was restored
+    /// from an older copy.
     fn is_there(&self, agent: &AgentView, newest: GenerationNumber) -> bool {
         let of_this = agent.check.as_ref().filter(|check| check.generation == self.number.get());
         if of_this.is_some_and(|check| check.outcome != CheckOutcome::Passed) {
             return false;
         }
+        let is_later = |has: u64| self.replaced.is_none() && has > self.number.get() && has <= newest.get();
         match agent.hook.as_ref().filter(|hook| !hook.is_live()) {
-            None => agent.generation.is_some_and(|has| {
-                (has == self.number && agent.root == Some(self.root)) || (has > self.number && has <= newest)
-            }),
-            Some(hook) => hook.succeeded.is_some_and(|n| (self.number.get()..=newest.get()).contains(&n)),
+            None => {
+                agent.has_passed_check()
+                    && agent.generation.is_some_and(|has| {
+                        (has == self.number && agent.root == Some(self.root)) || is_later(has.get())
+                    })
+            }
+            Some(hook) => hook.succeeded.is_some_and(|n| n == self.number.get() || is_later(n)),
         }
     }
 
@@ -141,17 +161,27 @@ impl LiveWait {
     fn has_failed(&self, agent: &AgentView) -> bool {
         let hook = agent.hook.as_ref().filter(|hook| hook.outcome == HookOutcome::Failed);
         let number = self.number.get();
-        if self.failed_check(agent).is_some() {
+        if self.refuses(agent) || self.failed_check(agent).is_some() {
             return true;
         }
         let of_this = |hook: &HookStatus| hook.generation.max(hook.waits.unwrap_or(0)) >= number;
         agent.state == AgentState::Failed && agent.needs_operator || hook.is_some_and(of_this)
     }
 
+    /// Whether an agent does not take this tree, until a person lifts that on the node.
+    fn refuses(&self, agent: &AgentView) -> bool {
+        agent.refused.contains(&self.root)
+    }
+
     /// Failure of an agent's own check on this generation.
     fn failed_check<'a>(&self, agent: &'a AgentView) -> Option<&'a CheckStatus> {
         let check = agent.check.as_ref().filter(|check| check.generation == self.number.get())?;
         matches!(check.outcome, CheckOutcome::Failed | CheckOutcome::FailedOnBoth).then_some(check)
+    }
+
+    /// Whether a rollback or a withdrawal replaced the generation.
+    pub fn is_replaced(&self) -> bool {
+        self.replaced.is_some()
     }
 
     /// Number of the awaited generation.
@@ -168,11 +198,15 @@ impl LiveWait {
 
     /// Whether further waiting is pointless, because every agent has arrived or failed.
     pub fn is_decided(&self, fleet: &FleetView, waited: Duration) -> bool {
+        if self.replaced.is_some() {
+            return true;
+        }
         if self.awaited.is_empty() && !fleet.agents.is_empty() && waited < FIRST_SECONDS {
             return false;
         }
         let is_lost = |agent: &AgentView| {
-            self.has_failed(agent) && (waited >= STALE_FAILURE || !self.stale.contains(&agent.name))
+            self.refuses(agent)
+                || self.has_failed(agent) && (waited >= STALE_FAILURE || !self.stale.contains(&agent.name))
         };
         self.absent(fleet).all(is_lost)
     }
@@ -191,7 +225,8 @@ impl LiveWait {
     pub fn remark(&self, fleet: &FleetView) -> Option<String> {
         let absent: Vec<_> = self.absent(fleet).collect();
         if absent.is_empty() {
-            return self.awaited.is_empty().then(|| "no agent is connected yet".to_owned());
+            let nobody = || out_of_service(fleet).unwrap_or_else(|| "no agent is connected yet".to_owned());
+            return self.awaited.is_empty().then(nobody);
         }
         let shown = absent.iter().take(NAMES_MAX).map(|agent| {
             let does = if agent.connected { agent.state.to_string() } else { "unreachable".to_owned() };
@@ -220,8 +255,15 @@ impl LiveWait {
             let (result, error) = self.outcome(agent, waited);
             missing.push(MissingNode { name: agent.name.clone(), result, error });
         }
+        let replaced = self
+            .replaced
+            .filter(|_| !success)
+            .map(|back| format!("generation {} is not live on every node: {}", self.number, back.describe()));
         let remark = match (fleet.agents.is_empty(), self.live.is_empty(), down.len()) {
             (true, ..) => Some("no agent is enrolled: `syncd-origin token` makes a join token".to_owned()),
+            (false, true, _) if self.awaited.is_empty() && out_of_service(fleet).is_some() => {
+                out_of_service(fleet)
+            }
             (false, true, 1..) if self.awaited.is_empty() => {
                 Some(format!("no agent is connected: nobody had generation {} live", self.number))
             }
@@ -232,7 +274,7 @@ impl LiveWait {
             )),
             _ => None,
         };
-        WaitVerdict { missing, success, remark }
+        WaitVerdict { missing, success, remark: replaced.or(remark) }
     }
 
     /// Reason that an agent has not arrived.
@@ -243,6 +285,12 @@ impl LiveWait {
         }
         if let Some(check) = self.failed_check(agent) {
             return (NodeResult::CheckFailed, check.line());
+        }
+        if self.refuses(agent) {
+            return (NodeResult::CheckFailed, Some(REFUSES.to_owned()));
+        }
+        if let Some(back) = self.replaced {
+            return (NodeResult::Replaced, Some(back.describe()));
         }
         if let Some(failure) =
             agent.hook.as_ref().filter(|_| self.is_held_by_hook(agent)).and_then(HookStatus::failure)
@@ -255,10 +303,9 @@ impl LiveWait {
                 let (still, waited) = (still_at(agent), seconds(waited));
                 let hook = agent.hook.as_ref().filter(|hook| hook.outcome == HookOutcome::Running);
                 let hook = hook.map(|hook| format!(", the hook of generation {} runs", hook.generation));
-                (
-                    NodeResult::Late,
-                    Some(format!("still at {still} after {waited}{}", hook.unwrap_or_default())),
-                )
+                let check = || agent.is_on_trial().then(|| ", its check has not passed yet".to_owned());
+                let why = hook.or_else(check).unwrap_or_default();
+                (NodeResult::Late, Some(format!("still at {still} after {waited}{why}")))
             }
         }
     }
@@ -269,6 +316,18 @@ impl LiveWait {
             .as_ref()
             .is_some_and(|hook| hook.generation.max(hook.waits.unwrap_or(0)) >= self.number.get())
     }
+}
+
+/// Remark if every connected node is drained or pinned.
+fn out_of_service(fleet: &FleetView) -> Option<String> {
+    let mut connected = fleet.agents.iter().filter(|agent| agent.connected).peekable();
+    connected.peek()?;
+    let what = match () {
+        () if fleet.agents.iter().filter(|agent| agent.connected).all(AgentView::is_drained) => "drained",
+        () if connected.all(AgentView::is_out_of_rollouts) => "drained or pinned",
+        () => return None,
+    };
+    Some(format!("no node is in service: every connected one is {what}, and nobody waits for those"))
 }
 
 /// The generation that a node is known to serve: while its hook is due, that of the hook's last success.
@@ -355,6 +414,7 @@ mod tests {
                 staged: None,
                 hook,
                 check: None,
+                has_check: false,
                 standing: syncd_shared::NodeStanding::default(),
                 orders: Default::default(),
                 assigned: None,
@@ -449,6 +509,90 @@ mod tests {
     fn one_that_is_revoked_is_not_waited_for() {
         let (_, decided, _, success) = wait(false, &["+a=4 +b=5", "+b=5"]);
         assert!(decided && success);
+    }
+
+    /// One connected node with generation 5 linked, and a report of its check.
+    fn checked(
+        generation: u64,
+        root: RootHash,
+        outcome: CheckOutcome,
+        returned_to: Option<u64>,
+    ) -> FleetView {
+        let mut fleet = fleet("+a=5");
+        fleet.agents[0].has_check = true;
+        fleet.agents[0].check =
+            Some(CheckStatus { generation, root, outcome, returned_to, output: String::new() });
+        fleet
+    }
+
+    #[test]
+    fn a_node_with_a_check_is_live_once_the_check_has_passed_there() {
+        let (root, earlier) = (RootEntry::empty().hash(), RootHash::from_bytes([9; 32]));
+        let mut silent = fleet("+a=5");
+        silent.agents[0].has_check = true;
+        let unfinished = [
+            silent,
+            checked(4, earlier, CheckOutcome::Passed, None),
+            checked(5, root, CheckOutcome::Running, None),
+        ];
+        for (case, fleet) in unfinished.iter().enumerate() {
+            let mut wait = LiveWait::new(&generation(5), false, fleet);
+            assert!(wait.update(fleet, number(6), NOW).is_empty(), "{case}");
+            assert!(!wait.is_decided(fleet, LATER), "{case}");
+        }
+        let passed = checked(5, root, CheckOutcome::Passed, None);
+        let back = checked(6, earlier, CheckOutcome::Failed, Some(5));
+        for fleet in [passed, back] {
+            assert_eq!(LiveWait::new(&generation(5), false, &fleet).update(&fleet, number(6), NOW), ["a"]);
+        }
+    }
+
+    #[test]
+    fn a_fleet_that_is_drained_is_not_called_disconnected() {
+        let mut drained = fleet("+a=4 +b=4 -c=4");
+        drained.agents.iter_mut().for_each(|agent| agent.orders.drained = true);
+        let wait = LiveWait::new(&generation(5), false, &drained);
+        let remark = "no node is in service: every connected one is drained, and nobody waits for those";
+        assert_eq!(wait.remark(&drained).as_deref(), Some(remark));
+        let verdict = wait.verdict(&drained, LATER);
+        assert_eq!((verdict.success, verdict.remark.as_deref()), (false, Some(remark)));
+    }
+
+    #[test]
+    fn a_node_that_refuses_the_tree_ends_the_wait_at_once_with_the_next_step() {
+        let mut refusing = fleet("+a=4");
+        refusing.agents[0].refused = vec![RootEntry::empty().hash()];
+        let mut wait = LiveWait::new(&generation(5), false, &refusing);
+        wait.update(&refusing, number(5), NOW);
+        assert!(wait.is_decided(&refusing, NOW));
+        let verdict = wait.verdict(&refusing, NOW);
+        assert_eq!((verdict.success, verdict.missing[0].result), (false, NodeResult::CheckFailed));
+        assert!(verdict.missing[0].error.as_ref().unwrap().contains("`syncd-agent accept GENERATION`"));
+    }
+
+    #[test]
+    fn a_generation_that_was_replaced_is_live_only_where_it_was() {
+        let back = |target, generation| Return {
+            target: number(target),
+            generation: number(generation),
+            withdrew: false,
+        };
+        let fleet = fleet("+a=5 +b=6 +c=4");
+        let mut wait = LiveWait::new(&generation(5), false, &fleet);
+        wait.note_returns(&[back(4, 6)]);
+        assert_eq!(wait.update(&fleet, number(6), NOW), ["a"]);
+        assert!(wait.is_decided(&fleet, NOW), "nothing is left to wait for");
+        let WaitVerdict { missing, success, remark } = wait.verdict(&fleet, NOW);
+        assert!(!success);
+        let results: Vec<_> = missing.iter().map(|node| (node.name.as_str(), node.result)).collect();
+        assert_eq!(results, [("b", NodeResult::Replaced), ("c", NodeResult::Replaced)]);
+        let replaced = "generation 6 replaced it by a rollback, with the tree of 4";
+        assert_eq!(missing[0].error.as_deref(), Some(replaced));
+        assert!(remark.unwrap().ends_with(replaced));
+        // A rollback to a later one has gone forward again.
+        let mut wait = LiveWait::new(&generation(5), false, &fleet);
+        wait.note_returns(&[back(5, 6)]);
+        assert_eq!(wait.update(&fleet, number(6), NOW), ["a", "b"]);
     }
 
     #[test]

@@ -66,10 +66,15 @@ pub enum FleetError {
     /// Reading or writing the records failed.
     #[error(transparent)]
     Records(#[from] RecordError),
-    /// Writing the records failed. Joins, renewals and new tokens are undone. A revocation stays in force and
-    /// its record is retried.
+    /// Writing the records failed, and the command was undone: a join, a renewal or a new token.
     #[error("writing the records of the fleet failed: see the origin's log, and try again")]
     Save(#[source] Arc<RecordError>),
+    /// Writing the records of an order or a revocation failed. It stays in force, and writing is retried.
+    #[error(
+        "taken and in force, but not durable yet: writing the records of the fleet failed and is retried; until then a \
+         restart of the origin forgets it"
+    )]
+    NotDurable(#[source] Arc<RecordError>),
     #[error(transparent)]
     Keys(#[from] KeysError),
     /// An order does not apply to the rollout.
@@ -97,6 +102,8 @@ pub struct Greeting {
     pub hook: Option<HookStatus>,
     /// Result of its own check.
     pub check: Option<CheckStatus>,
+    /// Whether it has a check of its own.
+    pub has_check: bool,
     /// Orders given on the node.
     pub standing: NodeStanding,
     /// Locally changed files.
@@ -368,6 +375,7 @@ fn agent_view(name: &AgentName, record: &AgentRecord) -> AgentView {
         staged: None,
         hook: record.told.hook.clone(),
         check: None,
+        has_check: false,
         standing: NodeStanding::default(),
         orders: record.orders.clone(),
         assigned: None,

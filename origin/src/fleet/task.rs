@@ -391,6 +391,7 @@ impl FleetTask {
         view.staged = None;
         view.hook = greeting.hook;
         view.check = greeting.check;
+        view.has_check = greeting.has_check;
         view.standing = greeting.standing;
         view.refused = greeting.refused;
         view.state = if greeting.live.is_some() { AgentState::Live } else { AgentState::Empty };
@@ -588,6 +589,9 @@ mod tests {
         drop(tokio::time::timeout(Duration::from_secs(20), gone).await.expect("nobody has joined").unwrap());
         disk.broken.store(false, Ordering::SeqCst);
         ask(join(3)).await.unwrap();
+        disk.broken.store(true, Ordering::SeqCst);
+        let revoked = ask(Box::new(|reply| Command::Revoke { name: "web1".into(), reply })).await;
+        assert!(matches!(revoked, Err(FleetError::NotDurable(_))), "it is in force, and the answer says so");
         stop.cancel();
         task.await.unwrap();
         let written = disk.written.lock().unwrap().clone();

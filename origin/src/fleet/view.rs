@@ -75,6 +75,8 @@ pub struct AgentView {
     pub hook: Option<HookStatus>,
     /// The newest result of its own check, as last reported; `None` if it has none.
     pub check: Option<CheckStatus>,
+    /// Whether it has a check of its own.
+    pub has_check: bool,
     /// Orders given on the node.
     pub standing: NodeStanding,
     /// Orders given at the origin.
@@ -129,6 +131,30 @@ impl AgentView {
         self.check.as_ref().is_some_and(failed)
     }
 
+    /// Whether the node's own check has passed on the linked generation, where it has one. After a return the
+    /// linked one had passed before.
+    pub fn has_passed_check(&self) -> bool {
+        match &self.check {
+            None => !self.has_check,
+            Some(check) if check.outcome == CheckOutcome::Passed => Some(check.root) == self.root,
+            Some(check) => {
+                let returned_to = check.returned_to.and_then(GenerationNumber::new);
+                check.outcome == CheckOutcome::Failed
+                    && returned_to.is_some()
+                    && returned_to == self.generation
+            }
+        }
+    }
+
+    /// Whether the node's own check has yet to end on the linked generation.
+    pub fn is_on_trial(&self) -> bool {
+        let is_of_linked = |check: &CheckStatus| GenerationNumber::new(check.generation) == self.generation;
+        match &self.check {
+            None => self.has_check,
+            Some(check) => check.outcome == CheckOutcome::Running && is_of_linked(check),
+        }
+    }
+
     /// Takes the newest result of the node's check. A node that returned refuses the tree from then on.
     pub(super) fn note_check(&mut self, check: CheckStatus) {
         if check.returned_to.is_some() && !self.refused.contains(&check.root) {
@@ -146,14 +172,17 @@ impl AgentView {
             let of = Target { number: check.generation, root: check.root };
             (of, check.outcome, check.output.as_str())
         });
+        let linked = self.generation.zip(self.root).map(target);
+        // A node with a check that does not report it has not passed.
+        let silent = linked.filter(|_| self.has_check).map(|of| (of, CheckOutcome::Running, ""));
         Node {
             name: &self.name,
             group: &self.orders.group,
             connected: self.connected,
-            linked: self.generation.zip(self.root).map(target),
+            linked,
             is_live: !self.is_hook_due(),
             staged: self.staged.map(target),
-            check,
+            check: check.or(silent),
             refused: &self.refused,
             drained: self.is_drained(),
             pinned: self.is_pinned(),

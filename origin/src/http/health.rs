@@ -80,7 +80,7 @@ mod tests {
             tree: String::new(),
             grpc_address: ([127, 0, 0, 1], 1).into(),
             http_address: None,
-            origin: OriginView { state, reason, current, hold: None },
+            origin: OriginView { state, reason, current, hold: None, returns: Arc::default() },
             fleet: Arc::default(),
             publish: None,
             purge: None,

@@ -72,7 +72,8 @@ impl Arrivals {
         arrival.sent_bytes = sent.saturating_sub(look.sent_before);
         let elapsed = u64::try_from(now_ms() - generation.created_ms).unwrap_or_default();
         for agent in &state.fleet.borrow().agents {
-            let has_it = agent.generation == Some(generation.number) && !agent.is_hook_due();
+            let has_it =
+                agent.generation == Some(generation.number) && !agent.is_hook_due() && !agent.is_on_trial();
             if agent.connected && has_it && look.live.insert(agent.name.clone()) {
                 arrival.first_ms.get_or_insert(elapsed);
                 arrival.last_ms = Some(elapsed);

@@ -153,7 +153,9 @@ fn fleet_code(error: &FleetError) -> Code {
             RosterError::RenewedTooOften { .. } => Code::ResourceExhausted,
             RosterError::Connected { .. } => Code::FailedPrecondition,
         },
-        FleetError::Records(_) | FleetError::Save(_) | FleetError::Keys(_) => Code::Internal,
+        FleetError::Records(_) | FleetError::Save(_) | FleetError::NotDurable(_) | FleetError::Keys(_) => {
+            Code::Internal
+        }
         // No call of an agent gets it.
         FleetError::Rollout(_) => Code::FailedPrecondition,
         FleetError::Stopping => Code::Unavailable,

@@ -188,7 +188,8 @@ pub(super) fn greet(
     let drift = hello.drift.map(drift_of).transpose()?.flatten();
     let check = hello.check.as_ref().map(CheckStatus::from_report).transpose()?;
     let standing = hello.standing.as_ref().map(NodeStanding::from).unwrap_or_default();
-    Ok(Greeting { boot_id, version, live, accepted, refused, hook, check, standing, drift, notes })
+    let has_check = hello.has_check;
+    Ok(Greeting { boot_id, version, live, accepted, refused, hook, check, has_check, standing, drift, notes })
 }
 
 /// Checks a hook report against `linked`, the reported linked generation. After ROOT was restored from a

@@ -65,11 +65,15 @@ pub struct Hello {
     /// Generations that the node does not take: their check failed on it.
     #[prost(message, repeated, tag = "12")]
     pub refused: ::prost::alloc::vec::Vec<RefusedGeneration>,
-    /// The check of the node; absent if none is set, or if it has not run since the agent started.
+    /// The check of the node: RUNNING while the linked generation is on trial. Absent if none is set, or if it
+    /// has not run since the agent started and nothing is on trial.
     #[prost(message, optional, tag = "13")]
     pub check: ::core::option::Option<CheckReport>,
     #[prost(message, optional, tag = "14")]
     pub standing: ::core::option::Option<NodeStanding>,
+    /// The node has a check of its own. Without a report, the linked generation has not passed it.
+    #[prost(bool, tag = "15")]
+    pub has_check: bool,
 }
 /// Orders given on the node by a person. Sent in Hello, and again on every change.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

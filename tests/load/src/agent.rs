@@ -171,6 +171,7 @@ impl LoadAgent {
             refused: Vec::new(),
             check: None,
             standing: None,
+            has_check: false,
         }
     }
 

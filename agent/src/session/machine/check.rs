@@ -76,6 +76,10 @@ impl Machine {
         self
     }
 
+    pub(super) fn has_check(&self) -> bool {
+        self.checks.is_set
+    }
+
     /// Newest result of the check.
     pub fn check_status(&self) -> Option<&CheckStatus> {
         self.checks.status.as_ref()
@@ -166,15 +170,23 @@ impl Machine {
         self.checks.runs += 1;
         self.checks.retry_at = None;
         self.checks.running = Some((self.checks.runs, phase, named));
-        if phase == Phase::Trial && !self.has_failed(named.number) {
-            self.set_check(named, CheckOutcome::Running, None, String::new());
-        }
         out.push(Action::Check(self.checks.runs, Box::new(live), phase));
     }
 
-    fn has_failed(&self, number: u64) -> bool {
-        let status = self.checks.status.as_ref().filter(|status| status.generation == number);
-        status.is_some_and(|status| status.outcome == CheckOutcome::Failed)
+    /// Shows that the live generation is on trial, unless its check has failed already. Called before the
+    /// switch to it is reported and before a hello, so that nobody takes an earlier result for one of it.
+    pub(super) fn note_trial(&mut self) {
+        let Some(live) = self.replica.live.as_ref().filter(|_| self.checks.is_set) else { return };
+        let named = Named::of(live);
+        let is_tried = self.replica.decisions.trial.is_some_and(|trial| trial.target == named);
+        let is_known = |status: &CheckStatus| {
+            (status.generation, status.root) == (named.number, named.root)
+                && status.returned_to.is_none()
+                && matches!(status.outcome, CheckOutcome::Failed | CheckOutcome::FailedOnBoth)
+        };
+        if is_tried && !self.checks.status.as_ref().is_some_and(is_known) {
+            self.set_check(named, CheckOutcome::Running, None, String::new());
+        }
     }
 
     fn set_check(&mut self, named: Named, outcome: CheckOutcome, returned_to: Option<u64>, output: String) {

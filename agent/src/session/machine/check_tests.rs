@@ -25,6 +25,7 @@ struct Node {
     staged: Option<SignedGeneration>,
     check: Option<(u64, Phase)>,
     sent: Vec<ToOrigin>,
+    hello: v1::Hello,
     /// Results of orders.
     ordered: Vec<Result<(), Failure>>,
     cancelled: bool,
@@ -63,6 +64,7 @@ impl Node {
             staged: None,
             check: None,
             sent: Vec::new(),
+            hello: v1::Hello::default(),
             ordered: Vec::new(),
             cancelled: false,
             cannot_return: false,
@@ -85,6 +87,7 @@ impl Node {
                 Action::Check(run, _, phase) => assert!(self.check.replace((run, phase)).is_none()),
                 Action::StopCheck => assert!(self.check.take().is_some()),
                 Action::Send(message) => self.sent.push(message),
+                Action::Dial(hello) => self.hello = *hello,
                 Action::Ordered(result) => self.ordered.push(result),
                 Action::Cancel => self.cancelled = true,
                 _ => {}
@@ -248,8 +251,20 @@ fn a_generation_whose_check_passes_is_good() {
     node.check(Phase::Trial, Ok(()));
     assert_eq!(node.state.decisions.good.unwrap().number, 2);
     assert_eq!(node.state.decisions.trial, None);
-    assert_eq!(node.told(), ["staged 2", "activated 2", "Running 2 0", "Passed 2 0"]);
+    assert_eq!(node.told(), ["staged 2", "Running 2 0", "activated 2", "Passed 2 0"]);
     assert!(node.check.is_none() && node.command.is_none());
+}
+
+#[test]
+fn a_hello_after_a_restart_in_a_trial_says_that_the_check_has_not_passed() {
+    let mut node = Node::new();
+    assert!(node.hello.has_check);
+    assert_eq!(node.hello.check.as_ref().unwrap().outcome(), v1::CheckOutcome::Passed);
+    node.switch_to(2);
+    let node = Node::started(node.state);
+    let check = node.hello.check.as_ref().expect("a report in the hello");
+    assert_eq!((check.generation, check.outcome()), (2, v1::CheckOutcome::Running));
+    assert!(node.check.is_some(), "it runs again");
 }
 
 #[test]

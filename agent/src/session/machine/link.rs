@@ -160,7 +160,7 @@ impl Machine {
                 self.checks.told = self.checks.status.as_ref().map(CheckStatus::to_report);
                 self.standing_told = self.replica.decisions.node;
                 self.said_staged = None;
-                let (hook, check) = (self.hook_told.clone(), self.checks.told.clone());
+                let (hook, check) = (self.hook_told.clone(), (self.has_check(), self.checks.told.clone()));
                 let (boot_id, trust) = (&self.trust.boot_id, self.trust.keys.document.number());
                 let hello = messages::hello(boot_id, trust, &self.replica, hook, check);
                 out.push(Action::Dial(Box::new(hello)));

@@ -137,7 +137,10 @@ impl Machine {
         self.target.as_ref().is_some_and(|target| self.is_live(&target.generation))
     }
 
+    /// Reports the live generation. A trial is reported first, so that nobody counts it as live meanwhile.
     pub(super) fn say_activated(&mut self, out: &mut Vec<Action>) {
+        self.note_trial();
+        self.tell_check(out);
         if let Some(live) = &self.replica.live {
             let hook_due = self.hook_due().is_some();
             self.send(messages::activated(live, self.replica.spare_misses, hook_due), out);

@@ -118,6 +118,9 @@ pub struct Rollout {
     pub reason: Option<String>,
     /// Participants that did not have the generation at the end, with reasons.
     pub missing: Vec<String>,
+    /// Every node in service refused the tree.
+    #[serde(default)]
+    pub refused: bool,
 }
 
 /// The generation that a node is to have.
@@ -182,7 +185,13 @@ impl Rollout {
             answer: String::new(),
             reason: None,
             missing: Vec::new(),
+            refused: false,
         }
+    }
+
+    /// Whether the generation may leave the fleet, to followers: it was released, and some node took it.
+    pub fn is_released(&self) -> bool {
+        self.phase == Phase::Released && !self.refused
     }
 
     /// Continues after a restart of the origin, or gives nodes until `until_ms` to connect. The time of the
@@ -273,6 +282,7 @@ impl Rollout {
         if nodes.iter().any(|node| self.participants.has(node.name) && !node.drained) {
             self.enter(Phase::Staging, self.policy.deadline_ms, now_ms);
         } else if nodes.iter().any(serves) {
+            self.refused = true;
             self.fail(
                 "every node refuses this tree: its check failed there before".to_owned(),
                 Vec::new(),

@@ -12,7 +12,7 @@ use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
 use syncd_shared::{GenerationNumber, SignedGeneration};
 
-use super::machine::{Kind, Phase, Rollout};
+use super::machine::{Kind, Rollout};
 use super::policy::Policy;
 use crate::fleet::records::{NamedRecord, RecordError};
 use crate::keys::Keys;
@@ -127,7 +127,7 @@ impl Stored {
 impl Stored {
     /// Whether the rollout of a generation with an order has ended well.
     pub fn is_released(&self, generation: &SignedGeneration) -> bool {
-        self.state_of(generation).is_some_and(|rollout| rollout.phase == Phase::Released)
+        self.state_of(generation).is_some_and(Rollout::is_released)
     }
 }
 

@@ -123,7 +123,7 @@ impl Standing {
     pub(super) fn of(view: &AgentView) -> Self {
         Self {
             generation: view.generation,
-            is_live: view.generation.is_some() && !view.is_hook_due(),
+            is_live: view.generation.is_some() && !view.is_hook_due() && !view.is_on_trial(),
             hook_failed: view.hook.as_ref().filter(|hook| hook.has_failed()).map(|hook| hook.generation),
             error: view.error.clone(),
         }
@@ -153,7 +153,8 @@ impl Standing {
                 "live"
             );
         } else if has_switched {
-            tracing::info!(agent = %view.name, generation, "switched, the on-activate hook is due");
+            let due = if view.is_hook_due() { "the on-activate hook is due" } else { "its check runs" };
+            tracing::info!(agent = %view.name, generation, "switched, {due}");
         }
         if now.hook_failed.is_some() && now.hook_failed != self.hook_failed {
             let reason = view.hook.as_ref().and_then(HookStatus::failure).unwrap_or_default();

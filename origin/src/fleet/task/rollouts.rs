@@ -144,7 +144,7 @@ impl Steering {
         if durable.phase.is_running() {
             durable.resume_at(now, self.started_ms.saturating_add(RECONNECT_MS).max(now));
         }
-        let is_released = durable.phase == Phase::Released;
+        let is_released = durable.is_released();
         self.released = Some(if is_released { generation.clone() } else { base.clone() });
         self.check_at_ms = now;
         self.current = Some(Current {
@@ -309,7 +309,7 @@ impl Steering {
             return false;
         };
         current.durable = saved;
-        if current.durable.phase == Phase::Released {
+        if current.durable.is_released() {
             self.released = Some(current.target.clone());
         }
         true

@@ -99,8 +99,12 @@ impl FleetTask {
                 changes.append(&mut self.unsaved);
                 self.unsaved = changes;
                 for (reply, undo) in waiting {
+                    let failure = match undo {
+                        Undo::Nothing => FleetError::NotDurable(error.clone()),
+                        _ => FleetError::Save(error.clone()),
+                    };
                     self.roster.undo(undo);
-                    let _ = reply.send(Err(FleetError::Save(error.clone())));
+                    let _ = reply.send(Err(failure));
                 }
                 self.roster_changed();
                 self.follow_roster();

@@ -422,3 +422,23 @@ fn what_went_to_all_at_once_fails_when_a_node_in_service_returned_from_it() {
     nodes[0].drained = true;
     assert_eq!(failed(&nodes), None);
 }
+
+#[test]
+fn a_rollback_that_every_node_refuses_does_not_reach_followers() {
+    let refused = [NEW.root];
+    let mut nodes = ["a", "b"].map(node);
+    nodes.iter_mut().for_each(|node| node.refused = &refused);
+    for (kind, phase) in [(Kind::Rollback, Phase::Released), (Kind::Commit, Phase::Failed)] {
+        let mut rollout = Rollout::start(kind, NEW, GOOD, policy(&[]), NOW);
+        rollout.look(&nodes, NOW);
+        assert_eq!((rollout.phase, rollout.is_released()), (phase, false));
+    }
+    nodes[0].refused = &[];
+    let mut rollout = Rollout::start(Kind::Rollback, NEW, GOOD, policy(&[]), NOW);
+    rollout.look(&nodes, NOW);
+    stage(&mut nodes[..1]);
+    rollout.look(&nodes, NOW);
+    link(&mut nodes[0]);
+    rollout.look(&nodes, NOW);
+    assert!(rollout.is_released(), "one took it");
+}
