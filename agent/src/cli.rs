@@ -320,6 +320,25 @@ mod tests {
     }
 
     #[test]
+    fn keys_of_the_file_are_for_run_and_leave_other_commands_alone() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let keys = "check = 'http://127.0.0.1/'\ncheck-text = 'ok'\norigin = 'a:1'\ntrust = 'x'\nroot = '/r'";
+        std::fs::write(file.path(), keys).unwrap();
+        let parse = |line: &str| parse(&format!("{line} --config {}", file.path().display()));
+        for line in ["status", "status --check", "check", "verify", "drain", "join a:1", "refused"] {
+            parse(&format!("syncd-agent {line}")).unwrap();
+        }
+        let Command::Status { check, place, .. } = parse("syncd-agent status").unwrap().command else {
+            panic!()
+        };
+        assert_eq!((check, place.root.to_str()), (false, Some("/r")));
+        for wrong in ["json = true", "wait = '5s'"] {
+            std::fs::write(file.path(), wrong).unwrap();
+            assert!(parse("syncd-agent run").is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
     fn a_defaulted_port_is_not_required_and_one_that_was_asked_for_is() {
         let options = run_options("syncd-agent run --root /r");
         assert_eq!((options.http, options.http_required), (config::HTTP, false));

@@ -1,9 +1,12 @@
 //! `--config FILE`: reads options from a TOML file. The command line and the environment take precedence.
 //!
-//! A key is the long name of an option (`settle-max` or `settle_max`), and its value is written as on the
-//! command line. `true` sets a flag, `false` leaves it out, and an array repeats the option. One file may
-//! serve all subcommands: a key that only another subcommand knows is ignored, a key that none knows is an
-//! error.
+//! A key is the long name of an option that has a variable (`settle-max` or `settle_max`), and its value is
+//! written as on the command line. `true` sets a flag, `false` leaves it out, and an array repeats the
+//! option. One file may serve all subcommands: a key that only another subcommand knows is ignored, a key
+//! that none knows is an error. Options without a variable belong to a single command line and have no key,
+//! so that `check` of the file is never the flag of `status --check`.
+//!
+//! A value of the file gives way to an option that was given and conflicts with it.
 //!
 //! A table named like an option that takes a value holds what the program reads by itself ([`table`]), as
 //! tables of their own. Its key `default` is the value of the option.
@@ -11,7 +14,7 @@
 //! ```toml
 //! data = "/var/lib/syncd/origin"
 //! settle = "2s"
-//! json = true
+//! fenced = true
 //! ```
 
 use std::ffi::OsString;
@@ -39,17 +42,29 @@ pub enum ConfigError {
     Read { path: PathBuf, source: io::Error },
     /// The file is not valid TOML.
     #[error("the configuration file {path} is not valid TOML", path = path.display())]
-    Syntax {
-        path: PathBuf,
-        /// Position and reason.
-        source: Box<toml::de::Error>,
-    },
+    Syntax { path: PathBuf, source: SyntaxError },
     /// No subcommand knows the key.
-    #[error("unknown key {key:?} in {path}: keys are the long names of options", path = path.display())]
+    #[error("unknown key {key:?} in {path}: keys are the long names of options that have a variable", path = path.display())]
     UnknownKey { path: PathBuf, key: String },
     /// No option takes a value of this kind, such as a table, or `false` for an option with a value.
     #[error("key {key:?} in {path} has a value that the option does not take", path = path.display())]
     Value { path: PathBuf, key: String },
+}
+
+/// Place and reason of a syntax error, on one line.
+#[derive(Debug, thiserror::Error)]
+#[error("line {line}: {reason}")]
+pub struct SyntaxError {
+    line: usize,
+    reason: String,
+}
+
+impl SyntaxError {
+    fn new(error: &toml::de::Error, text: &str) -> Self {
+        let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+        let reason = error.message().lines().collect::<Vec<_>>().join(", ");
+        Self { line: before.matches('\n').count() + 1, reason }
+    }
 }
 
 /// Returns `arguments` (program name first) with the options of the configuration file inserted after the
@@ -74,7 +89,7 @@ pub fn arguments_with_config(
     let Some(path) = named.or(usual) else { return Ok(arguments) };
     // clap found the subcommand, so it is present; no option before it has a value of the same name.
     let Some(at) = arguments.iter().position(|argument| argument == name) else { return Ok(arguments) };
-    let mut inserted = from_file(&path, command, name, given)?;
+    let mut inserted = arguments_from(&read(&path)?, &path, command, name, given)?;
     if is_usual {
         // The command sees which file its options come from.
         inserted.extend([OsString::from(format!("--{OPTION}")), path.into()]);
@@ -147,6 +162,7 @@ fn source_of(
     let matches = command.clone().ignore_errors(true).try_get_matches_from(given).ok()?;
     let named = config_path(&matches, matches.subcommand()?.1);
     let path = named.or_else(|| usual.filter(|file| file.exists()).map(Path::to_owned))?;
+    read(&path).ok()?.keys().find(|key| key.replace('_', "-") == long)?;
     Some(format!("the key {long} in {}", path.display()))
 }
 
@@ -157,14 +173,23 @@ fn takes_file(command: &Command, subcommand: &str) -> bool {
 
 /// The tables below the table `name`, without its key `default`. Empty if the file has no such table.
 pub fn table(path: &Path, name: &str) -> Result<Table, ConfigError> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-    let mut all: Table = text
-        .parse()
-        .map_err(|source| ConfigError::Syntax { path: path.to_owned(), source: Box::new(source) })?;
+    let mut all = read(path)?;
     let Some(Value::Table(mut found)) = all.remove(name) else { return Ok(Table::new()) };
     found.remove(DEFAULT);
     Ok(found)
+}
+
+fn read(path: &Path) -> Result<Table, ConfigError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    parse(&text, path)
+}
+
+fn parse(text: &str, path: &Path) -> Result<Table, ConfigError> {
+    text.parse().map_err(|error| ConfigError::Syntax {
+        path: path.to_owned(),
+        source: SyntaxError::new(&error, text),
+    })
 }
 
 fn config_path(matches: &ArgMatches, given: &ArgMatches) -> Option<PathBuf> {
@@ -175,18 +200,7 @@ fn config_path(matches: &ArgMatches, given: &ArgMatches) -> Option<PathBuf> {
     path_in(given).or_else(|| path_in(matches))
 }
 
-fn from_file(
-    path: &Path,
-    command: &Command,
-    subcommand: &str,
-    given: &ArgMatches,
-) -> Result<Vec<OsString>, ConfigError> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-    from_text(&text, path, command, subcommand, given)
-}
-
-/// Like [`from_file`], from text. `path` appears in errors only.
+/// Like [`arguments_from`], from text. `path` appears in errors only.
 #[doc(hidden)]
 pub fn from_text(
     text: &str,
@@ -195,17 +209,25 @@ pub fn from_text(
     subcommand: &str,
     given: &ArgMatches,
 ) -> Result<Vec<OsString>, ConfigError> {
-    let table: Table = text
-        .parse()
-        .map_err(|source| ConfigError::Syntax { path: path.to_owned(), source: Box::new(source) })?;
+    arguments_from(&parse(text, path)?, path, command, subcommand, given)
+}
+
+/// Arguments for the subcommand. `path` appears in errors only.
+fn arguments_from(
+    table: &Table,
+    path: &Path,
+    command: &Command,
+    subcommand: &str,
+    given: &ArgMatches,
+) -> Result<Vec<OsString>, ConfigError> {
     let mut out = Vec::new();
-    for (key, value) in &table {
+    for (key, value) in table {
         let long = key.replace('_', "-");
-        let own = command.find_subcommand(subcommand).and_then(|c| option(c, &long));
-        if let Some(option) = own {
+        let own = command.find_subcommand(subcommand).and_then(|c| Some((c, option(c, &long)?)));
+        if let Some((subcommand, option)) = own {
             let values = arguments(option, &long, value)
                 .ok_or_else(|| ConfigError::Value { path: path.to_owned(), key: key.clone() })?;
-            if !is_given(given, option) {
+            if !is_given(given, option) && !conflicts(subcommand, given, option) {
                 out.extend(values);
             }
         } else if long == OPTION || !command.get_subcommands().any(|c| option(c, &long).is_some()) {
@@ -215,8 +237,19 @@ pub fn from_text(
     Ok(out)
 }
 
+/// The option with this key.
 fn option<'a>(command: &'a Command, long: &str) -> Option<&'a Arg> {
-    command.get_arguments().find(|argument| long != OPTION && argument.get_long() == Some(long))
+    let mut options = command.get_arguments().filter(|option| option.get_env().is_some());
+    options.find(|option| long != OPTION && option.get_long() == Some(long))
+}
+
+/// Whether an option that was given excludes this one.
+fn conflicts(command: &Command, given: &ArgMatches, option: &Arg) -> bool {
+    let excludes = |one: &Arg, other: &Arg| {
+        command.get_arg_conflicts_with(one).iter().any(|found| found.get_id() == other.get_id())
+    };
+    let mut others = command.get_arguments().filter(|other| is_given(given, other));
+    others.any(|other| excludes(other, option) || excludes(option, other))
 }
 
 fn is_given(given: &ArgMatches, option: &Arg) -> bool {
@@ -263,20 +296,35 @@ mod tests {
 
     fn command() -> Command {
         let config = || Arg::new("config").long("config");
-        let data = || Arg::new("data").long("data").required(true);
+        let data = || Arg::new("data").long("data").required(true).env("SYNCD_TEST_DATA");
+        let port = || Arg::new("port").long("port").env("SYNCD_TEST_PORT").default_value("1");
+        let tag = || Arg::new("tag").long("tag").short('t').env("SYNCD_TEST_TAG");
         Command::new("syncd")
             .subcommand(
                 Command::new("serve")
-                    .args([config(), data(), Arg::new("port").long("port").default_value("1")])
+                    .args([config(), data(), port()])
                     .arg(Arg::new("settle_max").long("settle-max").env("SYNCD_TEST_SETTLE_MAX"))
-                    .arg(Arg::new("tag").long("tag").short('t').action(ArgAction::Append))
-                    .arg(Arg::new("json").long("json").action(ArgAction::SetTrue)),
+                    .arg(tag().action(ArgAction::Append))
+                    .arg(Arg::new("alone").long("alone").env("SYNCD_TEST_ALONE").conflicts_with("tag"))
+                    .arg(flag("json").env("SYNCD_TEST_JSON")),
             )
             .subcommand(
                 Command::new("commit")
                     .args([config(), data(), Arg::new("label")])
-                    .arg(Arg::new("wait").long("wait").num_args(0..=1).require_equals(true)),
+                    .arg(flag("port"))
+                    .arg(flag("dry"))
+                    .arg(
+                        Arg::new("wait")
+                            .long("wait")
+                            .env("SYNCD_TEST_WAIT")
+                            .num_args(0..=1)
+                            .require_equals(true),
+                    ),
             )
+    }
+
+    fn flag(name: &'static str) -> Arg {
+        Arg::new(name).long(name).action(ArgAction::SetTrue)
     }
 
     fn with(toml: &str, arguments: &[&str]) -> Result<ArgMatches, ConfigError> {
@@ -369,6 +417,22 @@ mod tests {
     }
 
     #[test]
+    fn a_key_is_not_an_option_of_the_same_name_without_a_variable() {
+        let matches = with("data = '/d'\nport = 7", &["commit"]).unwrap();
+        assert!(!matches.subcommand().unwrap().1.get_flag("port"));
+        let error = with("dry = true", &["commit", "--data=/d"]).unwrap_err();
+        assert!(matches!(error, ConfigError::UnknownKey { .. }), "{error:?}");
+    }
+
+    #[test]
+    fn a_key_gives_way_to_an_option_that_conflicts_with_it() {
+        for (file, given) in [("tag = 'a'", "--alone=x"), ("alone = 'x'", "--tag=a")] {
+            let matches = with(file, &["serve", "--data=/d", given]).unwrap();
+            assert!(!matches.subcommand().unwrap().1.contains_id(&file[..file.find(' ').unwrap()]));
+        }
+    }
+
+    #[test]
     fn a_table_of_tables_is_left_to_the_program_and_its_default_is_the_option() {
         let file = "data = '/d'\n[settle_max]\ndefault = '2s'\n[settle_max.other]\nx = 1";
         assert_eq!(value(&with(file, &["serve"]).unwrap(), "settle_max").unwrap(), "2s");
@@ -387,7 +451,11 @@ mod tests {
         let all = ["syncd", "serve", "--config", "/nonexistent"].map(OsString::from);
         let missing = arguments_with_config(all, &command(), None);
         assert!(matches!(missing, Err(ConfigError::Read { path, .. }) if path == Path::new("/nonexistent")));
-        assert!(matches!(with("= 3", &["serve"]), Err(ConfigError::Syntax { .. })));
+        let Err(ConfigError::Syntax { source, .. }) = with("data = '/d'\nport 7", &["serve"]) else {
+            panic!()
+        };
+        let text = source.to_string();
+        assert!(text.starts_with("line 2: ") && !text.contains('\n'), "{text:?}");
     }
 
     #[test]
@@ -395,7 +463,8 @@ mod tests {
         let number = |argument: Arg| argument.value_parser(clap::value_parser!(u16)).default_value("7");
         let command = command().mut_subcommand("serve", |serve| {
             let serve = serve.mut_arg("port", |port| number(port).env("PATH"));
-            serve.arg(number(Arg::new("keep").long("keep").value_name("N")))
+            let serve = serve.arg(number(Arg::new("short").long("short").short('s').env("SYNCD_TEST_SHORT")));
+            serve.arg(number(Arg::new("keep").long("keep").value_name("N").env("SYNCD_TEST_KEEP")))
         });
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "keep = 'many'").unwrap();
@@ -418,6 +487,8 @@ mod tests {
         assert!(error.contains("--keep") && error.contains(&expected), "{error}");
         let error = wrong(&["--port=1", "--keep", "many"]);
         assert!(error.contains("--keep") && !error.contains("comes from"), "{error}");
+        let error = wrong(&["--port=1", "--keep=1", &config, "-s", "many"]);
+        assert!(error.contains("--short") && !error.contains("comes from"), "{error}");
     }
 
     #[test]

@@ -200,14 +200,16 @@ mod tests {
 
     fn program() -> Command {
         let config = Arg::new("config").long("config");
-        let keep = Arg::new("keep").long("keep").default_value("2").value_parser(clap::value_parser!(u8));
+        let option = |name| Arg::new(name).long(name);
+        let keep =
+            option("keep").env("SYNCD_TEST_KEEP").default_value("2").value_parser(clap::value_parser!(u8));
         Command::new("syncd").subcommand(
             Command::new("serve")
-                .args([config, keep, Arg::new("tree").long("tree").required(true)])
-                .arg(Arg::new("path").long("path").env("PATH"))
-                .arg(Arg::new("limit").long("limit").help("Limit [default: unlimited]."))
-                .arg(Arg::new("settle_max").long("settle-max"))
-                .arg(Arg::new("json").long("json").action(ArgAction::SetTrue)),
+                .args([config, keep, option("tree").required(true)])
+                .arg(option("path").env("PATH"))
+                .arg(option("limit").help("Limit [default: unlimited]."))
+                .arg(Arg::new("settle_max").long("settle-max").env("SYNCD_TEST_SETTLE_MAX"))
+                .arg(option("json").env("SYNCD_TEST_JSON").action(ArgAction::SetTrue)),
         )
     }
 

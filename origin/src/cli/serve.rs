@@ -130,7 +130,7 @@ pub(super) struct Serve {
     #[arg(long, env = "SYNCD_ROLLOUT", value_name = "POLICY")]
     rollout: Option<String>,
     /// Stands for the tables `[collect.NAME]` of the configuration file.
-    #[arg(long, hide = true, value_parser = no_option)]
+    #[arg(long, env = "SYNCD_COLLECT", hide = true, value_parser = no_option)]
     collect: Option<String>,
     /// Group whose members may use every command (commit, token, revoke ...), in addition to root and the
     /// user of this process.
