@@ -5,6 +5,7 @@
 //! [`Reply::Adopted`] or [`Reply::Error`]. The socket has mode 0600, and every user who
 //! may open it may send requests.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -78,6 +79,20 @@ pub enum Order {
     Accept {
         generation: u64,
     },
+}
+
+/// The order as it is typed.
+impl fmt::Display for Order {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Drain => f.write_str("drain"),
+            Self::Undrain => f.write_str("undrain"),
+            Self::Pin { generation: None } => f.write_str("pin"),
+            Self::Pin { generation: Some(number) } => write!(f, "pin {number}"),
+            Self::Unpin => f.write_str("unpin"),
+            Self::Accept { generation } => write!(f, "accept {generation}"),
+        }
+    }
 }
 
 impl From<Order> for Decision {
@@ -169,7 +184,7 @@ async fn with_warning(status: AgentStatus, keeper: Arc<Keeper>) -> AgentStatus {
 async fn give(order: Order, session: &Handle) -> Reply {
     match session.order(order.into()).await {
         Some(Ok(())) => {
-            tracing::info!(?order, "a person has given an order on this node");
+            tracing::info!(%order, "a person has given an order on this node");
             Reply::Ordered
         }
         Some(Err(failure)) => Reply::Error { message: failure.reason },

@@ -7,6 +7,7 @@ use anyhow::{Context as _, bail};
 use syncd_runtime::health::Health;
 use syncd_runtime::local_socket;
 use syncd_runtime::output::{self, note};
+use syncd_shared::OrderedStanding;
 
 use super::{current_status, running_status};
 use crate::admin::{self, Order, Reply, Request, nobody_serves};
@@ -30,7 +31,18 @@ pub(super) async fn order(root: &Path, order: Order) -> anyhow::Result<ExitCode>
         }
         Err(error) => return Err(error).context("can't ask the running agent"),
     };
+    let ordered = match order {
+        Order::Undrain | Order::Unpin => current_status(root).await?.ordered,
+        _ => OrderedStanding::default(),
+    };
     match order {
+        Order::Undrain if ordered.drained => note(
+            "no longer drained here. The origin drains this node too: run `syncd-origin undrain NODE` there to put it \
+             into service",
+        ),
+        Order::Unpin if ordered.pinned => note(
+            "no longer pinned here. The origin pins this node too: `syncd-origin unpin NODE` there ends it",
+        ),
         Order::Drain => note("drained: load balancers are told that this node is not ready"),
         Order::Undrain => note("no longer drained here"),
         Order::Pin { generation: Some(number) } => note(format_args!("pinned to generation {number}")),

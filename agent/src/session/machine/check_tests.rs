@@ -432,10 +432,14 @@ fn a_refused_root_is_refused_under_every_number_until_a_person_accepts_it() {
     let renamed = renamed.sign(&node.key);
     node.announce_this(&renamed, true);
     assert_eq!(node.told(), ["failed 2", "failed 9"]);
-    assert!(node.machine.error().unwrap().contains("syncd-agent accept 2"));
+    let error = node.machine.error().unwrap();
+    let expected =
+        "generation 9 is refused on this node: its tree failed the check as generation 2: broken; ";
+    assert!(error.starts_with(expected) && error.contains("syncd-agent accept 9"), "{error}");
     assert!(!node.machine.is_behind(), "a node that refuses is not behind");
-    node.apply(Event::Order(Decision::Accept(2)));
+    node.apply(Event::Order(Decision::Accept(9)));
     node.settle();
+    assert!(node.refused().is_empty(), "by the number that was announced last");
     assert!(!node.machine.is_connected(), "the origin is told by a new greeting");
     node.welcome();
     node.announce_this(&renamed, false);

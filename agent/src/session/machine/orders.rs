@@ -24,6 +24,13 @@ impl Machine {
 
     /// Takes an order that a person gave on the node. Its result is an [`Action::Ordered`].
     pub(super) fn ordered_here(&mut self, decision: Decision) {
+        // The list of refusals knows the tree by the number whose check failed.
+        let decision = match (decision, self.left_out) {
+            (Decision::Accept(number), Some((announced, refused))) if number == announced => {
+                Decision::Accept(refused)
+            }
+            (decision, _) => decision,
+        };
         self.orders_due.push_back(decision);
     }
 
@@ -104,9 +111,15 @@ impl Machine {
         let Some(target) = &self.target else { return };
         if let Some(refusal) = self.replica.decisions.refusal(&target.generation).cloned() {
             let number = target.generation.number().get();
-            self.target = None;
-            self.failed(number, refused(number, &refusal), out);
+            self.leave_out(number, &refusal, out);
         }
+    }
+
+    /// Drops the target with this number, which this node refuses, and reports why.
+    pub(super) fn leave_out(&mut self, number: u64, refusal: &Refusal, out: &mut Vec<Action>) {
+        self.target = None;
+        self.left_out = Some((number, refusal.generation.number));
+        self.failed(number, refused(number, refusal), out);
     }
 
     /// Tells the origin of orders that were given on the node.
@@ -128,15 +141,14 @@ impl Machine {
 }
 
 /// Reason why this node does not take a generation.
-pub(super) fn refused(number: u64, refusal: &Refusal) -> Failure {
-    let of = match refusal.generation.number == number {
-        true => String::new(),
-        false => format!(" with the content of generation {}", refusal.generation.number),
+fn refused(number: u64, refusal: &Refusal) -> Failure {
+    let failed = match refusal.generation.number {
+        same if same == number => "its check failed".to_owned(),
+        earlier => format!("its tree failed the check as generation {earlier}"),
     };
-    let accept = refusal.generation.number;
     let reason = format!(
-        "generation {number}{of} is refused on this node, because its check failed: {}; commit another one, or run \
-         `syncd-agent accept {accept}` on the node",
+        "generation {number} is refused on this node: {failed}: {}; commit another tree, or run \
+         `syncd-agent accept {number}` on the node",
         refusal.reason
     );
     Failure { retry: Some(RetryClass::Operator), reason }

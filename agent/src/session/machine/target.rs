@@ -8,7 +8,6 @@ use syncd_shared::wire::{WireError, root_hash};
 use syncd_shared::{Generation, GenerationNumber, RootHash, SignedGeneration};
 
 use super::Machine;
-use super::orders::refused;
 use crate::session::event::{Action, Violation};
 use crate::session::messages;
 use crate::session::worker::{Failure, Inline};
@@ -49,11 +48,10 @@ impl Machine {
             }
         };
         if let Some(refusal) = self.replica.decisions.refusal(&generation).cloned() {
-            let number = generation.number().get();
-            self.target = None;
-            self.failed(number, refused(number, &refusal), out);
+            self.leave_out(generation.number().get(), &refusal, out);
             return Ok(());
         }
+        self.left_out = None;
         let live = self.replica.live.as_ref().map(|live| live.generation().root.totals);
         let totals = generation.generation().root.totals.covering(live.unwrap_or_default());
         let file = Some(announce.update_file).filter(|file| !file.is_empty());

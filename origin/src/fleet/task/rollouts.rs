@@ -161,9 +161,9 @@ impl Steering {
     /// The assignment of a node to `newest`.
     pub(super) fn assignment(&self, node: &Node<'_>, newest: &Arc<SignedGeneration>) -> Option<Assignment> {
         let Some(current) = self.current.as_ref() else {
-            let is_left = node.pinned || node.refuses(&newest.root_hash());
+            // A node that refuses the tree gets it too, and reports the refusal.
             let generation = newest.clone();
-            return (!is_left).then_some(Assignment { generation, activate: true, flipped: false });
+            return (!node.pinned).then_some(Assignment { generation, activate: true, flipped: false });
         };
         match current.durable.want(node) {
             Want::Nothing => None,

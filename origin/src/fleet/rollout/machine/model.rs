@@ -292,8 +292,11 @@ impl Model {
     fn want(&self, world: &World, index: usize) -> Option<Told> {
         let (origin, node) = (&world.origin, self.node(world, index));
         let Some(rollout) = self.get(origin.known) else {
-            let is_left = node.pinned || node.refuses(&origin.newest.target().root);
-            return (!is_left).then_some(Told { generation: origin.newest, activate: true, flipped: false });
+            return (!node.pinned).then_some(Told {
+                generation: origin.newest,
+                activate: true,
+                flipped: false,
+            });
         };
         match rollout.want(&node) {
             Want::Nothing => None,
