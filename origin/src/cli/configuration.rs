@@ -19,7 +19,7 @@ pub(super) fn run(action: ConfigAction) -> anyhow::Result<ExitCode> {
             let parsed = Cli::from_arguments(given.command_line(PROGRAM, SERVICE))?;
             if let Command::Serve(serve) = parsed.unwrap_or_else(|error| error.exit()).command {
                 let warnings = serve.check()?;
-                warnings.into_iter().for_each(|warning| note(warning));
+                warnings.into_iter().for_each(note);
             }
             output::line("the configuration is valid")?;
         }
