@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -422,9 +423,9 @@ fn two_thousand_small_files_arrive_at_once() {
     }
     let expected = files(&first);
     assert_eq!(expected.len(), 2_000);
-    wait::until_ok("all files", || {
-        let there = files(&cluster.uploads(1)).len();
-        if there == 2_000 { Ok(()) } else { Err(format!("{there} files; {}", cluster.told(0))) }
+    // A loaded machine needs minutes for as many syncs.
+    wait::within(Duration::from_secs(600), "all files", || {
+        (files(&cluster.uploads(1)).len() == expected.len()).then_some(())
     });
     assert!(cluster.ends_equal() == expected);
 }
@@ -456,6 +457,20 @@ fn a_tree_with_files_is_adopted_and_released() {
     let out = cluster.scene.path("released");
     cluster.collected(&["release", "uploads", &out.display().to_string()]).expect_success();
     assert_eq!(files(&out), files(&cluster.uploads(0)));
+    // An origin that lost them does not publish the old files of the tree in their place.
+    cluster.settles(0);
+    cluster.settles(1);
+    cluster.origin.stop();
+    fs::remove_dir_all(cluster.origin.data.join("collected")).expect("a loss");
+    cluster.origin.start();
+    write(&tree, "index.html", "changed");
+    let number = cluster.origin.commit_live();
+    cluster.nodes.iter().for_each(|node| assert_eq!(node.wait_live(number), number));
+    assert!(cluster.uploads(1).symlink_metadata().expect("an entry").is_symlink());
+    wait::until("the files at the origin", || {
+        cluster.lines(&["history", "uploads", "new.jpg", "--json"]).pop()
+    });
+    cluster.arrives("new.jpg", "new");
 }
 
 #[test]

@@ -186,7 +186,7 @@ impl Engine {
         let first = self.refused.iter().next();
         let report = CollectedReport {
             directories: self.directories.keys().map(ToString::to_string).collect(),
-            connected: self.link.is_some() && self.caught_up.len() == self.directories.len(),
+            connected: self.link.is_some() && self.caught_up.len() == self.rules.len(),
             waiting: waiting as u64,
             refused: self.refused.len() as u64,
             first_refused: first.map(|((name, path), refusal)| format!("{name}/{path}: {}", refusal.reason)),
@@ -328,6 +328,7 @@ impl Engine {
     fn receive(&mut self, message: Down) -> Result<(), CollectedError> {
         match message {
             Down::Welcome(welcome) => {
+                self.rules.clear();
                 for directory in welcome.directories {
                     let name = name(&directory.name)?;
                     let rules = CollectedRules::new(&directory.ignore, &directory.deny)?;

@@ -11,7 +11,7 @@ use syncd_shared::text::{counted, rfc3339};
 use syncd_shared::tree_path::TreePathError;
 
 use super::protocol::Reply;
-use crate::collected::{CollectError, Collection, HistoryVersion, Moved};
+use crate::collected::{CollectError, CollectedOptions, Collection, HistoryVersion, Moved};
 
 /// Paths left out that an answer names.
 const NAMED_MAX: usize = 20;
@@ -192,13 +192,25 @@ fn time(ms: u64) -> String {
     rfc3339(i64::try_from(ms - ms % 1000).unwrap_or(i64::MAX))
 }
 
-/// Describes all directories. `tree` is the content tree, while an origin serves.
-pub fn describe(collection: &Collection, tree: Option<&Path>) -> Result<Vec<CollectedLine>, CollectError> {
+/// The tree that an origin serves.
+#[derive(Clone, Copy)]
+pub struct Served<'a> {
+    /// The content tree.
+    pub tree: &'a Path,
+    /// Whether the current generation has the link of a directory.
+    pub is_linked: &'a dyn Fn(&CollectedOptions) -> bool,
+}
+
+/// Describes all directories. `served`: `None` while no origin serves.
+pub fn describe(
+    collection: &Collection,
+    served: Option<Served<'_>>,
+) -> Result<Vec<CollectedLine>, CollectError> {
     let line = |name: &CollectedName| {
         let (figures, options) = (collection.figures(name)?, collection.directory(name).ok());
-        let withheld = options.zip(tree).and_then(|(options, tree)| {
+        let withheld = options.zip(served).and_then(|(options, Served { tree, is_linked })| {
             let missing = options.check_parent(tree).err().map(|error| error.to_string());
-            missing.or_else(|| collection.withheld(options, tree))
+            missing.or_else(|| collection.withheld(options, tree, || is_linked(options)))
         });
         Ok(CollectedLine {
             name: name.to_string(),
@@ -213,17 +225,17 @@ pub fn describe(collection: &Collection, tree: Option<&Path>) -> Result<Vec<Coll
     collection.names()?.iter().map(line).collect()
 }
 
-/// Answers a request. `tree` is the content tree, while an origin serves. Blocks.
+/// Answers a request. `served`: `None` while no origin serves. Blocks.
 pub fn answer(
     collection: Option<Collection>,
-    tree: Option<&Path>,
+    served: Option<Served<'_>>,
     action: CollectedAction,
     lines: &mut dyn FnMut(Reply) -> bool,
 ) -> Result<(), CollectedRequestError> {
     let collection = collection.ok_or(CollectedRequestError::None)?;
     match action {
         CollectedAction::List => {
-            for line in describe(&collection, tree)? {
+            for line in describe(&collection, served)? {
                 lines(Reply::Collected(line));
             }
         }
@@ -244,14 +256,14 @@ pub fn answer(
             }
         }
         CollectedAction::Restore { name, what } => {
-            let _ = tree.ok_or(CollectedRequestError::NotServing)?;
+            served.ok_or(CollectedRequestError::NotServing)?;
             let name = name.parse()?;
             let changes = restored(&collection, &name, what)?;
             told(&collection.submit_all(&name, changes)?, "restored", lines);
         }
         CollectedAction::Adopt { name, directory } => {
-            let (tree, name) = (tree.ok_or(CollectedRequestError::NotServing)?, name.parse()?);
-            let usual = || Ok::<_, CollectError>(collection.directory(&name)?.place_in(tree));
+            let (served, name) = (served.ok_or(CollectedRequestError::NotServing)?, name.parse()?);
+            let usual = || Ok::<_, CollectError>(collection.directory(&name)?.place_in(served.tree));
             let from = directory.map_or_else(usual, Ok)?;
             told(&collection.adopt(&name, &from)?, "adopted", lines);
         }

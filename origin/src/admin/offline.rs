@@ -16,7 +16,7 @@ use syncd_shared::tree_path::TreePathError;
 use syncd_shared::{GenerationNumber, Kind, ObjectHash, RootEntry, SignedGeneration, TreePath};
 use time::OffsetDateTime;
 
-use crate::admin::collected_requests::{self, CollectedLine, CollectedRequestError};
+use crate::admin::collected_requests::{self, CollectedLine, CollectedRequestError, Served};
 use crate::admin::key_requests;
 use crate::admin::protocol::{
     ChangeCounts, DiffLine, GenerationLine, HistoryLine, PageLine, Reply, Request, TokenLine,
@@ -27,7 +27,7 @@ use crate::admin::writable::Writable;
 use crate::audit::{self, Audit, AuditError};
 use crate::backup::{self, BackupError};
 use crate::clock::now_ms;
-use crate::collected::{CollectError, Collection};
+use crate::collected::{CollectError, Collection, is_linked};
 use crate::commit::{
     CollectionGate, CommitError, Preview, Rollbacks, State, forget_damaged, is_indistinct, status_warning,
 };
@@ -234,7 +234,9 @@ impl DataDirectory {
             },
             Request::Collected { action } => {
                 let answer = self.collected().map_err(CollectedRequestError::from).and_then(|collected| {
-                    collected_requests::answer(collected, self.tree.as_deref(), action, lines)
+                    let is_linked = |options: &_| is_linked(&self.store, &self.keys, options);
+                    let served = self.tree.as_deref().map(|tree| Served { tree, is_linked: &is_linked });
+                    collected_requests::answer(collected, served, action, lines)
                 });
                 answered(answer, |()| {})
             }
@@ -340,7 +342,9 @@ impl DataDirectory {
     /// The served collected directories. Blocks for a few reads of their index.
     pub fn describe_collected(&self) -> Vec<CollectedLine> {
         let Some(collected) = &self.collected else { return Vec::new() };
-        collected_requests::describe(collected, self.tree.as_deref()).unwrap_or_else(|error| {
+        let is_linked = |options: &_| is_linked(&self.store, &self.keys, options);
+        let served = self.tree.as_deref().map(|tree| Served { tree, is_linked: &is_linked });
+        collected_requests::describe(collected, served).unwrap_or_else(|error| {
             tracing::error!(error = error_chain(&error), "collected directories can't be read");
             Vec::new()
         })

@@ -37,9 +37,12 @@ use syncd_shared::collected::message::Decision;
 use syncd_shared::collected::stored::StoredError;
 use syncd_shared::collected::{Chain, Change, CollectedName, CollectedRules, Loser, Version};
 use syncd_shared::ignore_rules::IgnoreError;
-use syncd_shared::{ContentHash, TreePath};
+use syncd_shared::{ContentHash, Kind, TreePath};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::keys::Keys;
+use crate::store::Store;
+use crate::tree_objects::TreeObjects;
 pub use adopt::Moved;
 pub use config::{CollectConfigError, CollectedOptions, parse};
 pub use contents::{Contents, Upload};
@@ -274,10 +277,17 @@ impl Collection {
     }
 
     /// The reason that a directory must not be published yet. `None`: nothing would be lost by it.
-    pub fn withheld(&self, options: &CollectedOptions, tree: &Path) -> Option<String> {
+    /// `is_linked`: whether nodes have its link.
+    pub fn withheld(
+        &self,
+        options: &CollectedOptions,
+        tree: &Path,
+        is_linked: impl FnOnce() -> bool,
+    ) -> Option<String> {
         let name = &options.name;
         let is_empty = self.newest(name).is_ok_and(|newest| newest == 0);
-        let is_withheld = is_empty && options.has_files(tree);
+        // After a loss of DATA/collected, nodes still have the files of visitors.
+        let is_withheld = is_empty && options.has_files(tree) && !is_linked();
         is_withheld.then(|| {
             let path = &options.path;
             format!(
@@ -307,6 +317,16 @@ impl Collection {
             let _ = passed.await;
         }
     }
+}
+
+/// Whether the current generation has the link of a directory. An unreadable one counts as having it: then
+/// nothing is published anyway.
+pub fn is_linked(store: &Store, keys: &Keys, options: &CollectedOptions) -> bool {
+    let Ok(latest) = store.latest() else { return true };
+    let Some(latest) = latest else { return false };
+    let Ok(latest) = keys.verify(&latest.record, &latest.signature) else { return true };
+    let entry = TreeObjects::Store(store).entry_at(&latest.generation().root, &options.path);
+    entry.map_or(true, |entry| entry.is_some_and(|entry| matches!(entry.kind, Kind::Collected { .. })))
 }
 
 fn new_line(path: &Path) -> Result<[u8; LINE_BYTES], CollectError> {

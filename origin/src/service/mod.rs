@@ -24,7 +24,7 @@ use tokio_util::task::TaskTracker;
 use crate::admin::Admin;
 use crate::admin::offline::DataDirectory;
 use crate::audit::Audit;
-use crate::collected::Collection;
+use crate::collected::{Collection, is_linked};
 pub use crate::commit::Trigger;
 use crate::commit::{CollectionGate, Committer, Parts, Sealer};
 use crate::events::Events;
@@ -171,7 +171,7 @@ impl Origin {
         let gate = CollectionGate::default();
         let sealer = Sealer::open(Parts {
             source,
-            options: options.scan(collected.as_ref()),
+            options: options.scan(collected.as_ref(), |one| is_linked(store, keys, one)),
             store: store.clone(),
             keys: keys.clone(),
             retention: options.retention,

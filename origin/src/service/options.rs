@@ -61,9 +61,14 @@ pub struct ServeOptions {
 
 impl ServeOptions {
     /// Directories that must not be published yet are left out, with a line in the log.
-    pub(super) fn scan(&self, collection: Option<&Collection>) -> ScanOptions {
+    pub(super) fn scan(
+        &self,
+        collection: Option<&Collection>,
+        is_linked: impl Fn(&CollectedOptions) -> bool,
+    ) -> ScanOptions {
         let is_published = |one: &&CollectedOptions| {
-            let reason = collection.and_then(|collection| collection.withheld(one, &self.tree));
+            let reason =
+                collection.and_then(|collection| collection.withheld(one, &self.tree, || is_linked(one)));
             if let Some(reason) = &reason {
                 tracing::error!(directory = %one.name, reason, "a collected directory is not published");
             }
