@@ -10,7 +10,6 @@
 //! [`service`] assembles these parts. [`fleet`] tracks the agents. [`admin`] and [`cli`] answer operators,
 //! [`http`] answers monitors, [`page`] people.
 
-mod audit;
 mod backup;
 pub mod cli;
 mod clock;
@@ -39,6 +38,10 @@ mod tree_objects;
 mod admin;
 #[cfg(feature = "testing")]
 pub mod admin;
+#[cfg(not(feature = "testing"))]
+mod audit;
+#[cfg(feature = "testing")]
+pub mod audit;
 #[cfg(not(feature = "testing"))]
 mod commit;
 #[cfg(feature = "testing")]

@@ -55,12 +55,28 @@ fn promtool(arguments: &[&str], directory: &Path, input: &str) {
     assert!(output.status.success(), "promtool {arguments:?}: {told}");
 }
 
+#[track_caller]
+fn page_of(agent: &mut Agent) -> String {
+    wait::until("the agent to name its page", || {
+        let log = agent.daemon().log();
+        let rest = log.split_once("http://")?.1;
+        rest.split_once("/healthz").map(|(address, _)| address.to_owned())
+    })
+}
+
 #[test]
 fn promtool_reads_both_programs_and_every_name_is_documented() {
     let scene = Scene::new("metrics");
     let tree = scene.path("tree");
     write(&tree, "index.html", "one");
-    let origin = Origin::started(&scene, &tree);
+    let bucket = scene.path("bucket");
+    std::fs::create_dir(&bucket).expect("a directory");
+    let url = format!("file://{}", bucket.display());
+    let config = scene.path("origin.toml");
+    std::fs::write(&config, "[collect.uploads]\npath = 'uploads'\n").expect("write the configuration");
+    let config = config.display().to_string();
+    let mut origin = Origin::create(&scene, &tree).with_options(&["--config", &config, "--publish", &url]);
+    origin.start();
     origin.cli("commit", &["-m", "first"]).expect_success();
     let mut agent = Agent::new(&scene, "web1").with_options(&["--on-activate", "true"]);
     agent.join(origin.address(), &origin.token()).expect_success();
@@ -72,21 +88,26 @@ fn promtool_reads_both_programs_and_every_name_is_documented() {
     assert!(ours.contains("syncd_origin_generation 1\n"), "{ours}");
     assert!(ours.contains("syncd_origin_agent_lag_generations{agent=\"web1\"} 0\n"), "{ours}");
     assert!(ours.contains("syncd_origin_announce_to_live_seconds_count 1\n"), "{ours}");
-    let address = wait::until("the agent to name its page", || {
-        let log = agent.daemon().log();
-        let rest = log.split_once("http://")?.1;
-        rest.split_once("/healthz").map(|(address, _)| address.to_owned())
-    });
+    let address = page_of(&mut agent);
     let theirs = wait::until("the agent to count the hook", || {
         let text = metrics(&address);
         text.contains("syncd_agent_hook_seconds_count 1\n").then_some(text)
     });
     assert!(theirs.contains("syncd_agent_live 1\n"), "{theirs}");
     assert!(theirs.contains("syncd_agent_sync_seconds_count 1\n"), "{theirs}");
-    for text in [&ours, &theirs] {
+    let keys = origin.cli("key", &["show", "--json"]).expect_success().json();
+    let trust = keys["root_key"].as_str().expect("a fingerprint");
+    let mut follower = Agent::new(&scene, "web2").with_options(&["--follow", &url, "--trust", trust]);
+    follower.start();
+    let address = page_of(&mut follower);
+    let followed = wait::until("the follower to see a release", || {
+        let text = metrics(&address);
+        text.contains("syncd_agent_head_seconds ").then_some(text)
+    });
+    for text in [&ours, &theirs, &followed] {
         promtool(&["check", "metrics"], scene.directory(), text);
     }
-    let exist: BTreeSet<_> = names(&ours).union(&names(&theirs)).cloned().collect();
+    let exist: BTreeSet<_> = [&ours, &theirs, &followed].into_iter().flat_map(|text| names(text)).collect();
     let documented = named_in(&read("docs/guide/monitoring.md"));
     assert_eq!(documented, exist, "docs/guide/monitoring.md and the programs");
     for file in ["packaging/prometheus/syncd.rules.yml", "packaging/grafana/syncd.json"] {

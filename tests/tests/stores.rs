@@ -19,10 +19,11 @@ const TAKEN_OVER: u64 = 1 << 20;
 
 /// A store, a relay in front of it, and an origin that publishes through the relay.
 struct Stores {
-    scene: Scene,
     store: Seaweed,
     relay: Relay,
     origin: Origin,
+    /// Goes last, when nothing writes there any more.
+    scene: Scene,
 }
 
 impl Stores {
@@ -36,7 +37,7 @@ impl Stores {
         let options = [&["--trigger", "manual", "--publish", URL], options].concat();
         let environment = Seaweed::environment(relay.address());
         let origin = Origin::create(&scene, &tree).with_options(&options).with_environment(&environment);
-        Self { scene, store, relay, origin }
+        Self { store, relay, origin, scene }
     }
 
     fn started(name: &str, anonymous: Anonymous, options: &[&str]) -> Self {

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
+use syncd_origin::audit::Audit;
 use syncd_origin::commit::{CollectionGate, Parts, Sealer};
 use syncd_origin::fleet::{Fleet, NamedRecord, RecordChange, RecordError, RecordStore};
 use syncd_origin::keys::Keys;
@@ -85,7 +86,9 @@ impl Origin {
         }
         sealer.source().take_changes();
         sealer.scan().context("the first scan")?;
-        let services = Services { keys, fleet, planner, limit: None, collected: None, locations: None };
+        let audit = Audit::open(data).context("open the audit")?;
+        let (limit, collected, locations) = (None, None, None);
+        let services = Services { keys, fleet, planner, audit, limit, collected, locations };
         Ok(Self { services, sealer, observed, store, killed, shutdown, tasks })
     }
 
