@@ -28,6 +28,7 @@ use crate::admin;
 use crate::admin::RolloutAction;
 use crate::admin::offline::{DataDirectory, join_address};
 use crate::admin::protocol::{NodeRequest, Reply, Request, Wait};
+use crate::keys::Keys;
 use crate::service;
 
 pub use self::arguments::{Cli, HTTP, LISTEN, join_wait};
@@ -39,7 +40,8 @@ use self::summary::Summary;
 /// Runs a parsed command line to its end.
 pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     if let Some(data) = cli.command.data_opened()
-        && !local_socket::is_served(&admin::socket_path(data))
+        && (matches!(cli.command, Command::Init { .. })
+            || !local_socket::is_served(&admin::socket_path(data)))
     {
         act_as::owner_of(data).with_context(|| format!("act as the owner of {}", data.display()))?;
     }
@@ -223,6 +225,17 @@ fn check_backup_is_here(directory: &Path) -> anyhow::Result<()> {
 }
 
 fn init(data: &Path, host: Option<&str>, passphrase_file: Option<&Path>) -> anyhow::Result<ExitCode> {
+    if let Some(host) = host
+        && service::is_complete(data)
+    {
+        // The file is replaced as a whole, and a serving origin reads it for each token.
+        Keys::set_host_of(data, host)?;
+        note(format_args!(
+            "{} is initialised already. Its join commands name {host} from now on",
+            data.display()
+        ));
+        return Ok(ExitCode::SUCCESS);
+    }
     let keys = service::init_sealed(data, || passphrase::for_new_key(passphrase_file))?;
     if let Some(host) = host {
         keys.set_host(host)?;
@@ -362,6 +375,28 @@ mod tests {
     }
 
     #[test]
+    fn keys_of_the_file_are_for_serve_and_leave_other_commands_alone() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let parse = |keys: &str, line: &str| {
+            std::fs::write(file.path(), keys).unwrap();
+            let line = format!("syncd-origin {line} --config {}", file.path().display());
+            Cli::from_arguments(line.split(' ').map(OsString::from).collect())
+                .is_ok_and(|parsed| parsed.is_ok())
+        };
+        assert!(parse("tree = '/t'\n[collect.uploads]\npath = 'uploads'", "serve"), "a table of tables");
+        let policy = "[rollout]\ndefault = 'careful'\n[rollout.careful]\nsteps = []\n";
+        for line in ["commit --now", "commit --dry-run", "commit --rollout each", "commit", "status --check"]
+        {
+            assert!(parse(policy, line), "{line}");
+        }
+        let words = ["syncd-origin", "commit", "--wait", "5", "--config", "/dev/null"].map(OsString::from);
+        let error = Cli::from_arguments(words.to_vec()).unwrap().unwrap_err().to_string();
+        assert!(error.contains("--wait=5s"), "{error}");
+        assert!(!parse("check = true", "status"), "an unknown key");
+        assert!(!parse("check = true", "serve --tree /t"), "an unknown key");
+    }
+
+    #[test]
     fn a_time_after_wait_belongs_to_it_and_a_generation_does_not() {
         let joined = |line: &str| {
             let words = join_wait(line.split(' ').map(OsString::from).collect());
@@ -377,6 +412,9 @@ mod tests {
     fn wrong_values_are_refused_with_what_is_right() {
         for (line, word) in [
             ("syncd-origin diff abc", "history"),
+            ("syncd-origin init --host origin.example.org:8873", "without a port"),
+            ("syncd-origin init --host https://origin.example.org", "without a port"),
+            ("syncd-origin init --host [::1]", "without a port"),
             ("syncd-origin token --ttl 0s", "whole seconds"),
             ("syncd-origin token --ttl 1500ms", "whole seconds"),
             ("syncd-origin token --ttl 90d", "at most 30d"),

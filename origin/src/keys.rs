@@ -460,7 +460,12 @@ impl Keys {
 
     /// Stores the name that agents dial, for join commands.
     pub fn set_host(&self, host: &str) -> Result<(), KeysError> {
-        Ok(key_file::write(&self.data.join(HOST), &format!("{host}\n"))?)
+        Self::set_host_of(&self.data, host)
+    }
+
+    /// Like [`Keys::set_host`], also while an origin has `data` open.
+    pub fn set_host_of(data: &Path, host: &str) -> Result<(), KeysError> {
+        Ok(key_file::write(&data.join(HOST), &format!("{host}\n"))?)
     }
 
     /// The name last given to [`Keys::set_host`].

@@ -813,7 +813,7 @@ fn the_origins_health_tells_of_a_first_generation_and_of_lost_data() {
         let answer = http::get(&address, "/healthz").expect("a health answer");
         (answer.status, String::from_utf8_lossy(&answer.body).into_owned())
     };
-    assert_eq!(health(), (503, "no generation yet\n".to_owned()));
+    assert_eq!(health(), (503, "no generation yet: run `syncd-origin commit`\n".to_owned()));
     origin.commit();
     assert_eq!(health(), (200, "ok generation 1\n".to_owned()));
     let (data, moved) = (origin.data.clone(), scene.path("moved"));

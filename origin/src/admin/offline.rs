@@ -61,6 +61,9 @@ pub enum AnswerError {
     /// The generation does not exist.
     #[error("generation {number} is not retained; `syncd-origin history` lists those that are")]
     UnknownGeneration { number: u64 },
+    /// No generation has this number yet.
+    #[error("generation {number} does not exist yet: the newest is {newest}")]
+    Future { number: u64, newest: GenerationNumber },
     /// No generation exists yet.
     #[error("there is no generation yet: run `syncd-origin serve`")]
     NoGeneration,
@@ -413,6 +416,10 @@ impl DataDirectory {
     }
 
     pub fn generation(&self, number: u64) -> Result<SignedGeneration, AnswerError> {
+        let newest = self.store.latest()?.map(|latest| latest.generation.number);
+        if let Some(newest) = newest.filter(|newest| newest.get() < number) {
+            return Err(AnswerError::Future { number, newest });
+        }
         let unknown = || AnswerError::UnknownGeneration { number };
         let known = GenerationNumber::new(number).ok_or_else(unknown)?;
         let stored = self.store.generation(known)?.ok_or_else(unknown)?;

@@ -15,6 +15,9 @@ use crate::fleet::{AgentView, FleetError, NodeOrder};
 /// Longest wait of `undrain` for a node that is behind the others.
 const UNDRAIN: Duration = Duration::from_secs(60);
 
+/// The step that puts a node into service that was drained on the node.
+const THERE: &str = "run `syncd-agent undrain` there to put it into service";
+
 /// `rollout ...`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -58,7 +61,11 @@ impl Admin {
         {
             return Reply::Error { message };
         }
+        let is_undrain = request == NodeRequest::Undrain;
         let (order, text) = match node_order(&agent, request) {
+            Ok((order, _)) if is_undrain && self.is_drained_there(&agent) => {
+                (order, format!("{agent} is no longer drained here. It was drained on the node too: {THERE}"))
+            }
             Ok(order) => order,
             Err(message) => return Reply::Error { message },
         };
@@ -67,6 +74,13 @@ impl Admin {
             None => self.fleet.forget(agent).await,
         };
         finished(done, text, replies).await
+    }
+
+    /// Whether a person drained the node on the node itself.
+    fn is_drained_there(&self, name: &str) -> bool {
+        let view = self.fleet.view();
+        let view = view.borrow();
+        view.agents.iter().any(|agent| agent.name == name && agent.standing.drained)
     }
 
     /// Waits until a node has what it was assigned, hook included. Fails with the next step.

@@ -266,8 +266,8 @@ impl fmt::Display for ProgressLine {
 pub enum Verdict {
     /// Exit code 0: the tree is published and live everywhere, as far as the origin knows.
     Well,
-    /// Exit code 1: nothing new is published, because the origin is stopped, held (also after a rollback,
-    /// except in manual mode) or waiting, or has no generation yet.
+    /// Exit code 1: nothing new is published, because the origin is stopped, held (also after a rollback)
+    /// or waiting, or has no generation yet.
     NotPublishing,
     /// Exit code 3: an enrolled agent does not have the current generation live, or needs attention because
     /// of an error, local changes or a note. Also if a file that the next start needs is gone, or if no agent
@@ -350,6 +350,10 @@ impl Status {
                     HumanBytes(self.bytes),
                     root,
                 );
+            }
+            // Only with a manual trigger is an origin without a generation ready.
+            _ if self.state == State::Ready => {
+                out.push_str("current  no generation yet: run `syncd-origin commit`\n");
             }
             _ => out.push_str("current  no generation yet\n"),
         }

@@ -1,9 +1,12 @@
 //! The arguments: commands, options, their checks and their help.
 
 use std::ffi::OsString;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use clap::builder::StyledStr;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use syncd_runtime::bucket::BucketUrl;
 use syncd_runtime::config_file::{self, ConfigError};
@@ -90,7 +93,8 @@ pub(super) enum Command {
         #[command(flatten)]
         data: Data,
         /// Host name or IP address at which agents reach this origin, for the join command that is printed.
-        #[arg(long, env = "SYNCD_HOST", value_name = "NAME|IP")]
+        /// In a data directory that is initialised already, only this name is replaced.
+        #[arg(long, env = "SYNCD_HOST", value_name = "NAME|IP", value_parser = host_name)]
         host: Option<String>,
         /// File with a passphrase that seals the root key. On a terminal it is asked for.
         #[arg(long, value_name = "FILE")]
@@ -488,6 +492,16 @@ pub(super) enum TokenAction {
     },
 }
 
+/// A host name or an IP address, without a port.
+fn host_name(text: &str) -> Result<String, &'static str> {
+    let is_name = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
+    if text.parse::<IpAddr>().is_ok() || (!text.is_empty() && text.len() <= 253 && text.chars().all(is_name))
+    {
+        return Ok(text.to_owned());
+    }
+    Err("give a host name or an IP address without a port, as in origin.example.org")
+}
+
 fn token_life(text: &str) -> Result<Duration, String> {
     let life = parse_time(text).map_err(|error| error.to_string())?;
     if life > TOKEN_LIFE_MAX {
@@ -512,9 +526,22 @@ impl Cli {
         let command = Self::command();
         let arguments =
             config_file::arguments_with_config(given.iter().cloned(), &command, Some(Path::new(CONFIG)))?;
-        let parsed = Self::try_parse_from(join_wait(arguments));
+        let parsed = Self::try_parse_from(join_wait(arguments)).map_err(|error| with_unit(error, &given));
         Ok(parsed.map_err(|error| config_file::explain(error, &command, &given, Some(Path::new(CONFIG)))))
     }
+}
+
+/// Explains a number after `--wait` that is no argument of the command.
+fn with_unit(mut error: clap::Error, given: &[OsString]) -> clap::Error {
+    let number = given.windows(2).find_map(|pair| match pair {
+        [option, value] if option == "--wait" => value.to_str()?.parse::<u32>().ok(),
+        _ => None,
+    });
+    if let Some(number) = number.filter(|_| error.kind() == ErrorKind::UnknownArgument) {
+        let tip = StyledStr::from(format!("a time has a unit: --wait={number}s"));
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip]));
+    }
+    error
 }
 
 /// Turns `--wait 5s` into `--wait=5s`. A time has a unit and is therefore neither a generation nor an option.

@@ -347,12 +347,10 @@ impl CommitterTask {
     /// Publishes the state of the origin, choosing the worst reason.
     fn show(&self, current: Option<SignedGeneration>) {
         let waiting = |reason: &String| (State::Waiting, Some(reason.clone()));
-        // If nothing is published automatically anyway, a hold has no effect.
-        let hold = self.hold.filter(|_| self.schedule.publishes());
         let queued =
             self.schedule.is_queued().then(|| self.rollout.borrow().running().map(queued_reason)).flatten();
         let unrest = queued.as_ref().or(self.unrest.as_ref());
-        let (state, reason) = match (&self.trouble, &self.waits, hold, unrest) {
+        let (state, reason) = match (&self.trouble, &self.waits, self.hold, unrest) {
             (Some((state, reason)), ..) => (*state, Some(reason.clone())),
             (None, Some(reason), ..) => waiting(reason),
             (None, None, Some(hold), _) => (State::Held, Some(hold.reason())),

@@ -268,9 +268,9 @@ async fn a_commit_says_how_much_of_what_was_rolled_back_it_publishes_again() {
     site.write("d/new", "bad as well");
     sealed(commit(&origin).await);
     sealed(rollback(&origin, 1).await);
-    // Nothing would be published without an operator: no alarm, and still said.
-    assert_eq!(state(&origin, State::Ready).await, "");
-    assert!(health(&origin).await.contains("ok generation 3; held after rollback to 1"));
+    assert!(state(&origin, State::Held).await.starts_with("held after rollback to 1"));
+    let unwell = health(&origin).await;
+    assert!(unwell.starts_with("HTTP/1.1 503") && unwell.contains("held after rollback to 1"), "{unwell}");
     assert!(site.status().await.to_text().contains("held after rollback to 1"));
     site.write("f0", "mended");
     let remarks = origin.committer().commit(CommitOptions::default()).await.remarks;
@@ -466,7 +466,8 @@ async fn a_commit_gets_past_what_agents_hold_also_where_nothing_changed() {
     state(&origin, State::Waiting).await;
     assert_eq!(sealed(rollback(&origin, 1).await).number().get(), 8);
     show(&origin, site.signed(3, RootEntry::empty())).await;
-    state(&origin, State::Ready).await;
+    let reason = state(&origin, State::Held).await;
+    assert!(reason.contains("rollback"), "also with a manual trigger: {reason}");
     origin.stop().await;
 }
 

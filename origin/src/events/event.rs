@@ -159,7 +159,7 @@ impl fmt::Display for Event {
                 write!(f, "  generation {generation}{label}: {files} files, {}", HumanBytes(*bytes))
             }
             Self::Held { reason } => write!(f, "  {reason}"),
-            Self::Released => Ok(()),
+            Self::Released => f.write_str("  the hold or the wait is over"),
             Self::Rollout { generation, policy, phase, step, steps, paused, reason } => {
                 write!(f, "  generation {generation} ({policy}) {}", phase.name())?;
                 if phase.is_running() && *steps > 1 {

@@ -335,7 +335,7 @@ mod tests {
         );
         let withdrawn = Hold { since_ms: 6, withdrawn: Some(number), ..hold };
         assert_eq!(at(State::Held, "x", Some(withdrawn))[0], "withdrawn generation 2");
-        assert_eq!(at(State::Ready, "", None), ["released"]);
+        assert_eq!(at(State::Ready, "", None), ["released the hold or the wait is over"]);
     }
 
     #[test]

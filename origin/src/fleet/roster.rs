@@ -362,13 +362,19 @@ impl Roster {
         if is_connected {
             return Err(RosterError::Connected { name });
         }
+        // Refuses nothing, and lets `revoke` know the name.
+        let record = self.revoked.entry(name.clone()).or_default().clone();
+        self.note(REVOKED, name.as_str().as_bytes(), &record);
         self.remove_agent(&name);
         Ok(name)
     }
 
-    /// Revokes every certificate of a name and frees the name.
+    /// Revokes every certificate of a name and frees the name. A name that was forgotten can be revoked.
     pub(super) fn revoke(&mut self, name: &str, now_ms: i64) -> Result<AgentName, RosterError> {
-        let (name, agent) = self.known(name)?;
+        let (name, agent) = self.known(name).or_else(|unknown| {
+            let left = self.revoked.keys().find(|left| left.as_str() == name);
+            left.map(|left| (left.clone(), AgentRecord::new(now_ms))).ok_or(unknown)
+        })?;
         let mut serials = self.revoked.remove(&name).map(|r| r.serials).unwrap_or_default();
         serials.retain(|c| c.not_after_ms > now_ms);
         // Covers everything issued to this name so far, even under a fast clock.
@@ -601,6 +607,23 @@ mod tests {
         roster.join(&[2; 32], &anew, None, 20 * DAY).unwrap();
         assert!(roster.admission().admits(&anew) && !roster.admission().admits(&renewed));
         assert!(matches!(roster.revoke("nobody", 0), Err(RosterError::UnknownAgent { .. })));
+    }
+
+    #[test]
+    fn a_forgotten_name_can_be_revoked_and_its_certificate_is_refused() {
+        let mut roster = joined(0);
+        roster.forget("web1", false).unwrap();
+        assert!(roster.admission().admits(&peer(1, 30 * DAY)), "nothing is refused yet");
+        let of = |namespace: &str, changes: &[RecordChange]| -> Vec<NamedRecord> {
+            let changes = changes.iter().filter(|change| change.namespace == namespace);
+            let last: BTreeMap<_, _> = changes.map(|c| (c.name.clone(), c.value.clone())).collect();
+            last.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
+        };
+        let changes = roster.take_changes();
+        let mut next = Roster::decode(of(AGENTS, &changes), Vec::new(), of(REVOKED, &changes)).unwrap();
+        next.revoke("web1", DAY).unwrap();
+        assert!(!next.admission().admits(&peer(1, 30 * DAY)));
+        assert!(matches!(next.admit(&peer(1, 30 * DAY), DAY), Err(RosterError::Revoked { .. })));
     }
 
     #[test]

@@ -367,7 +367,7 @@ impl FleetTask {
         self.observe(&greeting);
         let newest = self.assigned.clone();
         let Some(agent) = self.agents.get_mut(&peer.name) else { return Err(FleetError::Stopping) };
-        agent.displace(&greeting.boot_id, now);
+        agent.displace(&greeting.boot_id, peer.serial, now);
         self.next_connection += 1;
         let (end, ended) = oneshot::channel();
         let (assignment, assigned) = watch::channel(None);
@@ -375,6 +375,7 @@ impl FleetTask {
         let connection = Connection {
             id: self.next_connection,
             boot_id: greeting.boot_id,
+            serial: peer.serial,
             end,
             assignment,
             standing,

@@ -25,15 +25,17 @@ pub fn health(now: &Snapshot) -> Health {
             let reason = view.reason.as_deref().unwrap_or("not publishing");
             Health { is_well: false, text: format!("{shown}; {reason}{hooks}") }
         }
-        (State::Ready | State::Scanning, None) => Health { is_well: false, text: shown },
+        // Only with a manual trigger is an origin without a generation ready.
+        (State::Ready, None) => {
+            Health { is_well: false, text: format!("{shown}: run `syncd-origin commit`") }
+        }
+        (State::Scanning, None) => Health { is_well: false, text: shown },
         (State::Ready | State::Scanning, Some(_)) if view.reason.is_some() => {
             let reason = view.reason.as_deref().unwrap_or_default();
             Health { is_well: false, text: format!("{shown}; {reason}{hooks}") }
         }
         (State::Ready | State::Scanning, Some(_)) => {
-            // Manual mode: nothing would be published anyway.
-            let hold = view.hold.map(|hold| format!("; {}", hold.reason())).unwrap_or_default();
-            Health { is_well: true, text: format!("ok {shown}{hold}{hooks}") }
+            Health { is_well: true, text: format!("ok {shown}{hooks}") }
         }
     }
 }
@@ -94,7 +96,9 @@ mod tests {
     fn healthy_means_published_and_kept() {
         assert_eq!(told(State::Ready, None, Some(7)), (true, "ok generation 7".into()));
         assert_eq!(told(State::Scanning, None, Some(7)), (true, "ok generation 7".into()));
-        assert_eq!(told(State::Ready, None, None), (false, "no generation yet".into()));
+        let commit = "no generation yet: run `syncd-origin commit`";
+        assert_eq!(told(State::Ready, None, None), (false, commit.into()));
+        assert_eq!(told(State::Scanning, None, None), (false, "no generation yet".into()));
         let held = told(State::Held, Some("the tree is gone"), Some(7));
         assert_eq!(held, (false, "generation 7; the tree is gone".into()));
         let warned = told(State::Ready, Some("a key is gone"), Some(7));

@@ -32,7 +32,7 @@ impl Pair {
     fn read(directory: &DataDirectory, number: u64) -> Result<Option<Self>, AnswerError> {
         let retained = |number| match directory.generation(number) {
             Ok(generation) => Ok(Some(generation)),
-            Err(AnswerError::UnknownGeneration { .. }) => Ok(None),
+            Err(AnswerError::UnknownGeneration { .. } | AnswerError::Future { .. }) => Ok(None),
             Err(error) => Err(error),
         };
         let Some(to) = retained(number)? else { return Ok(None) };

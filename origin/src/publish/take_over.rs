@@ -31,6 +31,12 @@ pub enum TakeOverError {
     Read(#[from] ReadError),
     #[error(transparent)]
     Import(#[from] ImportError),
+    #[error(
+        "{data} has no keys of the tree: put `format` and `keys` of the old origin there, owned by the user of the \
+         origin. `syncd-origin init` would make new keys, which no node trusts",
+        data = data.display()
+    )]
+    NoKeys { data: PathBuf },
     #[error("{data} has generations already: `syncd-origin serve` uses it as it is", data = data.display())]
     NotEmpty { data: PathBuf },
     #[error("keys were replaced since these were copied: nodes trust document {published}, here is {here}")]
@@ -65,7 +71,10 @@ pub struct Successor {
 impl Successor {
     /// Opens `data`, which holds the keys of the tree. Creates the store if there is none.
     pub fn open(data: &Path, url: &BucketUrl) -> Result<Self, TakeOverError> {
-        let keys = Arc::new(Keys::open(data)?);
+        let keys = Arc::new(Keys::open(data).map_err(|error| match error {
+            KeysError::NotInitialised { data } => TakeOverError::NoKeys { data },
+            error => error.into(),
+        })?);
         let store = if Store::exists(data) { Store::open(data)? } else { Store::create(data)? };
         Ok(Self { bucket: url.open()?, keys, store: Arc::new(store) })
     }

@@ -41,7 +41,7 @@ impl Enrol {
     ) -> Result<v1::JoinResponse, ServeError> {
         let Services { keys, fleet, audit, .. } = &self.services;
         if request.tree_id.as_ref() != keys.tree_id().as_bytes() {
-            return Err(ServeError::OtherTree);
+            return Err(ServeError::OtherToken);
         }
         let name: AgentName = String::from_utf8_lossy(&request.name).parse()?;
         let group = Some(&request.group).filter(|group| !group.is_empty());

@@ -47,6 +47,8 @@ pub enum ServeError {
     #[error("generation {generation} is reported after {before}: no agent goes back")]
     Backwards { generation: GenerationNumber, before: GenerationNumber },
     #[error("this origin serves another tree: the token is of another origin")]
+    OtherToken,
+    #[error("this origin serves another tree than the one that this node has joined: check the address")]
     OtherTree,
     #[error(transparent)]
     Clock(AuthorityError),
@@ -108,9 +110,10 @@ pub fn status(error: &ServeError) -> Status {
         | ServeError::Name(_)
         | ServeError::Wire(_)
         | ServeError::Generation(_) => Code::InvalidArgument,
-        ServeError::Protocol { .. } | ServeError::OtherTree | ServeError::Clock(_) => {
-            Code::FailedPrecondition
-        }
+        ServeError::Protocol { .. }
+        | ServeError::OtherToken
+        | ServeError::OtherTree
+        | ServeError::Clock(_) => Code::FailedPrecondition,
         ServeError::Issue(_) | ServeError::Audit(_) => Code::Internal,
         ServeError::Plan(error) => plan_code(error),
         ServeError::Fleet(error) => fleet_code(error),

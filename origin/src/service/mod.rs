@@ -87,6 +87,11 @@ pub fn init_sealed(
     }
 }
 
+/// Whether `data` has keys and a store.
+pub fn is_complete(data: &Path) -> bool {
+    matches!(Keys::check_unused(data), Err(KeysError::Initialised { .. })) && Store::exists(data)
+}
+
 fn create(data: &Path, passphrase: Option<&str>) -> Result<Keys, StartError> {
     overlap::check_data(data)?;
     let keys = match Keys::create_sealed(data, passphrase) {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use indicatif::{HumanBytes, HumanCount};
+use syncd_shared::identity::Serial;
 use syncd_shared::{
     AgentState, GenerationNumber, HookOutcome, HookStatus, OrderedStanding, SignedGeneration,
 };
@@ -39,6 +40,8 @@ const ASSIGNED_MAX: usize = 4;
 pub(super) struct Connection {
     pub(super) id: u64,
     pub(super) boot_id: String,
+    /// Serial number of the certificate.
+    pub(super) serial: Serial,
     pub(super) end: oneshot::Sender<EndReason>,
     pub(super) assignment: watch::Sender<Option<Assignment>>,
     /// Orders that the node must know.
@@ -168,9 +171,16 @@ impl Standing {
 
 impl Agent {
     /// Ends the existing connection, if any.
-    pub(super) fn displace(&mut self, boot_id: &str, now: i64) {
+    pub(super) fn displace(&mut self, boot_id: &str, serial: Serial, now: i64) {
         let Some(old) = self.connection.take() else { return };
-        if old.boot_id != boot_id && !old.end.is_closed() {
+        // A node that has renewed its certificate keeps its boot ID.
+        let is_shared = old.serial == serial || old.boot_id == boot_id;
+        if !is_shared && !old.end.is_closed() {
+            let note = "two machines have this name, with certificates of their own: a forgotten node is back. \
+                        `syncd-origin revoke` shuts out both; then join each with a name of its own";
+            tracing::warn!(agent = %self.view.name, "{note}");
+            self.cloned = Some((now, note.to_owned()));
+        } else if old.boot_id != boot_id && !old.end.is_closed() {
             let note = format!(
                 "two connections with one certificate (boot {boot_id} after boot {}): unless this node was just \
                  rebooted, the machine was cloned: join the copy under a name of its own",
@@ -179,7 +189,7 @@ impl Agent {
             tracing::warn!(agent = %self.view.name, "{note}");
             self.cloned = Some((now, note));
         }
-        if !old.end.is_closed() {
+        if is_shared && !old.end.is_closed() {
             self.count_take_over(now);
         }
         let _ = old.end.send(EndReason::Replaced);
