@@ -73,7 +73,9 @@ fn promtool_reads_both_programs_and_every_name_is_documented() {
     std::fs::create_dir(&bucket).expect("a directory");
     let url = format!("file://{}", bucket.display());
     let config = scene.path("origin.toml");
-    std::fs::write(&config, "[collect.uploads]\npath = 'uploads'\n").expect("write the configuration");
+    let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    let table = format!("[collect.uploads]\npath = 'uploads'\nowner = '{}:{}'\n", owner.0, owner.1);
+    std::fs::write(&config, table).expect("write the configuration");
     let config = config.display().to_string();
     let mut origin = Origin::create(&scene, &tree).with_options(&["--config", &config, "--publish", &url]);
     origin.start();
