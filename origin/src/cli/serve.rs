@@ -96,8 +96,8 @@ pub(super) struct Serve {
     /// s3://BUCKET/PREFIX or file:///srv/published. It never delays a commit.
     #[arg(long, env = "SYNCD_PUBLISH", value_name = "URL", value_parser = BucketUrl::writable)]
     publish: Option<BucketUrl>,
-    /// URL at which agents read the object store, as in https://cdn.example.org/site. Joined agents get the
-    /// bytes of larger updates there, and from the origin if that fails.
+    /// URL of the web server or cache at which agents read the object store. Joined agents get the bytes of
+    /// larger updates there, and from the origin if that fails.
     #[arg(long, env = "SYNCD_PUBLISH_READ", value_name = "URL", requires = "publish",
         value_parser = BucketUrl::remote)]
     publish_read: Option<BucketUrl>,

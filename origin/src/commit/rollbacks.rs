@@ -161,6 +161,10 @@ impl Rollbacks {
     pub(super) fn replaced(&self, replaced: &SignedGeneration, superseded: bool) -> Self {
         let mut after = self.clone();
         let (number, root) = (replaced.number(), replaced.root_hash());
+        // A return has the tree of an earlier generation, which had been released.
+        if superseded && self.returns.iter().any(|back| back.generation == number) {
+            return after;
+        }
         if !after.put_aside.iter().any(|aside| aside.root == root) {
             // Never last, which is what a hold keeps back.
             let excess = (after.put_aside.len() + 1).saturating_sub(PUT_ASIDE_MAX);
@@ -360,6 +364,18 @@ mod tests {
         assert_eq!([6, 7].map(|of| by(&[back(5, 8), back(7, 9)], of)), [None, None]);
         let returns = [back(5, 8), back(7, 9), back(8, 10)];
         assert_eq!([6, 7, 8, 9].map(|of| by(&returns, of)), [Some(10), Some(10), None, Some(10)]);
+    }
+
+    #[test]
+    fn the_tree_of_a_return_that_is_superseded_is_still_a_place_to_return_to() {
+        let (good, bad, back) = (generation(1, 1), generation(2, 2), generation(3, 1));
+        let rolled = Rollbacks::default().rolled_back(number(1), &back, Some(&bad), 7);
+        let next = generation(4, 4);
+        let after = rolled.committed(&next.root_hash()).replaced(&back, true);
+        let all = [&good, &bad, &back].map(|generation| generation.generation().clone());
+        assert_eq!(after.previous(next.generation(), all.into_iter(), |_| false), Some(number(3)));
+        let failed = rolled.committed(&next.root_hash()).replaced(&back, false);
+        assert_eq!(failed.put_aside(&back.root_hash()), Some(number(3)));
     }
 
     #[test]
