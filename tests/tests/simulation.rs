@@ -35,6 +35,11 @@ fn seeds_that_once_failed_hold() {
 }
 
 #[test]
+fn an_origin_that_is_killed_at_any_durable_step_of_a_rollout_ends_with_one_generation_everywhere() {
+    simulate(&["--sweep"]);
+}
+
+#[test]
 fn a_seed_gives_the_same_trace_every_time() {
     simulate(&["--seeds", "20", "--twice"]);
 }

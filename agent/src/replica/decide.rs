@@ -114,7 +114,7 @@ impl Replica {
     /// An agent has started on this replica: a trial counts it. A generation that has not passed is tried
     /// now, because its trial may be lost with the record, or the check is new. Without a check there is no
     /// trial.
-    pub(crate) fn started(&mut self) -> Result<(), RecordError> {
+    pub fn started(&mut self) -> Result<(), RecordError> {
         if self.options.checks {
             self.slots.count_start()?;
             self.slots.begin_trial()?;

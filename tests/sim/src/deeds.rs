@@ -3,7 +3,8 @@
 use std::fs;
 
 use syncd_agent::session::event::Event as Heard;
-use syncd_origin::commit::{CommitOptions, Outcome};
+use syncd_origin::commit::Outcome;
+use syncd_origin::fleet::rollout::RolloutOrder;
 use syncd_shared::{GenerationNumber, RootHash};
 
 use crate::origin::{Origin, copy_directory};
@@ -53,6 +54,13 @@ impl World {
             89..=91 => self.damage(n),
             92..=94 => self.back_up().await,
             95..=96 => self.restore().await,
+            97..=98 if self.rolls => {
+                let orders =
+                    [RolloutOrder::Abort, RolloutOrder::Promote, RolloutOrder::Pause, RolloutOrder::Resume];
+                let order = self.random.pick(&orders).copied().unwrap_or(RolloutOrder::Abort);
+                self.order(order).await;
+                Ok(())
+            }
             _ => self.reboot_all(),
         }
     }
@@ -64,16 +72,21 @@ impl World {
 
     /// Runs `syncd-origin commit` if the origin runs.
     pub fn commit(&mut self, must: bool) -> Result<(), Violation> {
+        let options = self.commit_options();
         let Some(origin) = &mut self.origin else {
             return if must { Err(self.violation("no origin to commit with")) } else { Ok(()) };
         };
-        let options = CommitOptions { allow_mass_deletion: true, ..CommitOptions::default() };
         let result = origin.sealer.commit(options);
         self.count("commits");
+        if let Ok(Outcome::Sealed(generation)) = &result
+            && !self.fingerprints.contains_key(&generation.root_hash())
+        {
+            self.judge(generation.root_hash(), !must);
+        }
         self.sealed("commit", result.map_err(|e| format!("{e}: {e:?}")), true)
     }
 
-    fn sealed(
+    pub fn sealed(
         &mut self,
         what: &str,
         result: Result<Outcome, String>,

@@ -30,7 +30,7 @@ impl World {
         // Each start may change it. Planted bugs know links.
         let is_exchanged = self.plant.is_none() && seed.is_multiple_of(3);
         let swap = if is_exchanged { Swap::Exchange } else { Swap::Link };
-        let options = options(self.keep, self.grace, self.part, swap, &node.clock);
+        let options = options((self.keep, self.grace), self.part, swap, self.rolls, &node.clock);
         let worker = Worker::start(format!("node-{n}"), &node.root, options, self.plant);
         let state = match worker.hear() {
             Some(FromWorker::Opened(Ok(state))) => *state,
@@ -41,7 +41,7 @@ impl World {
         };
         let boot_id = format!("boot-{}", node.boots);
         let trust = Trust { keys: self.keys.clone(), boot_id };
-        let machine = Machine::new(trust, state, now).seeded(seed);
+        let machine = Machine::new(trust, state, now).seeded(seed).checked(self.rolls);
         node.running = Some(Running { machine, worker, command: None, transfers: BTreeMap::new() });
         let live = self.nodes[n]
             .running
@@ -115,8 +115,9 @@ impl World {
                 self.note(format!("node {n} hangs up"));
                 self.hang_up(n);
             }
-            // No node of the simulation has a check, and nobody gives orders on it.
-            Action::Check(..) | Action::StopCheck | Action::Ordered(_) => {}
+            Action::Check(run, live, phase) => self.start_check(n, run, live.root_hash(), phase),
+            // The machine knows which run it waits for. Nobody gives orders on a node.
+            Action::StopCheck | Action::Ordered(_) => {}
             Action::Send(message) => self.say(n, message)?,
             Action::Start(command) => self.command(n, *command).await?,
             Action::Cancel => {

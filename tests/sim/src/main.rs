@@ -14,8 +14,10 @@ mod node;
 mod oracle;
 mod origin;
 mod plant;
+mod rollouts;
 mod run;
 mod site;
+mod sweep;
 mod transfer;
 mod world;
 
@@ -56,6 +58,12 @@ struct Options {
     /// Directory for the trees. A tmpfs is faster, and nothing that it loses is checked here.
     #[arg(long, default_value = "/dev/shm")]
     directory: PathBuf,
+    /// Have rollouts and checks in every seed.
+    #[arg(long, conflicts_with = "plant")]
+    rollouts: bool,
+    /// Kill the origin at each durable step of rollouts.
+    #[arg(long)]
+    sweep: bool,
     /// Print the hash of each seed's trace.
     #[arg(long)]
     traces: bool,
@@ -80,6 +88,11 @@ fn main() -> anyhow::Result<ExitCode> {
         }
     }));
     let started = Instant::now();
+    if options.sweep {
+        let cases = sweep::sweep(&options.directory)?;
+        println!("the origin died in {cases} cases, in {:.1} s", started.elapsed().as_secs_f64());
+        return Ok(ExitCode::SUCCESS);
+    }
     let outcome = Outcome::default();
     std::thread::scope(|scope| {
         for job in 0..options.jobs.max(1) {
@@ -118,7 +131,12 @@ struct Outcome {
 
 impl Outcome {
     fn work(&self, options: &Options) {
-        let how = run::Options { plant: options.plant, log: options.seed.is_some() };
+        let how = run::Options {
+            plant: options.plant,
+            log: options.seed.is_some(),
+            nodes: None,
+            rolls: options.rollouts,
+        };
         while !self.enough.load(Ordering::Relaxed) {
             let seed = options.first + self.next.fetch_add(1, Ordering::Relaxed);
             if seed >= options.first + options.seeds {

@@ -119,10 +119,15 @@ fn work(
             _ => std::panic::resume_unwind(Box::new(Killed)),
         }
     });
-    let replica = match Replica::open(&root, options) {
+    let opened = Replica::open(&root, options).map_err(|error| format!("{error}: {error:?}"));
+    let started = opened.and_then(|mut replica| match replica.started() {
+        Ok(()) => Ok(replica),
+        Err(error) => Err(format!("{error}: {error:?}")),
+    });
+    let replica = match started {
         Ok(replica) => Planted::new(replica, root, plant, pause),
         Err(error) => {
-            let _ = outbox.send(FromWorker::Opened(Err(format!("{error}: {error:?}"))));
+            let _ = outbox.send(FromWorker::Opened(Err(error)));
             return;
         }
     };
@@ -207,6 +212,20 @@ impl Drop for Transfer {
 }
 
 /// Options of the simulated replicas.
-pub fn options(keep: usize, grace: Duration, part: PartLimits, swap: Swap, clock: &Clock) -> ReplicaOptions {
-    ReplicaOptions { keep, grace, part, swap: Some(swap), clock: clock.clone(), ..ReplicaOptions::default() }
+pub fn options(
+    (keep, grace): (usize, Duration),
+    part: PartLimits,
+    swap: Swap,
+    checks: bool,
+    clock: &Clock,
+) -> ReplicaOptions {
+    ReplicaOptions {
+        keep,
+        grace,
+        checks,
+        part,
+        swap: Some(swap),
+        clock: clock.clone(),
+        ..ReplicaOptions::default()
+    }
 }

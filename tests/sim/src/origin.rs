@@ -3,12 +3,13 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
 use syncd_origin::audit::Audit;
 use syncd_origin::commit::{CollectionGate, Parts, Sealer};
+use syncd_origin::fleet::rollout::Policies;
 use syncd_origin::fleet::{Fleet, NamedRecord, RecordChange, RecordError, RecordStore};
 use syncd_origin::keys::Keys;
 use syncd_origin::plan::{PlanBudget, Planner};
@@ -26,22 +27,47 @@ use tokio_util::task::TaskTracker;
 /// Longer than any run, because the tree's mount sends events.
 const POLL: Duration = Duration::from_secs(3600);
 
+/// Policies of the simulated rollouts.
+const POLICIES: &str = "
+[canary]
+steps = [ { nodes = 1 }, { rest = true } ]
+hold = '3s'
+deadline = '60s'
+
+[half]
+steps = [ { percent = 50 }, { rest = true } ]
+flip = 'each'
+hold = '0s'
+deadline = '60s'
+quorum = '50%'
+";
+
 /// A running origin.
 pub struct Origin {
     pub services: Services,
     pub sealer: Sealer,
     pub observed: mpsc::Receiver<SignedGeneration>,
     pub store: Arc<Store>,
-    /// The process was killed, so unwritten state is lost.
-    killed: Arc<AtomicBool>,
+    life: Arc<Life>,
     shutdown: CancellationToken,
     tasks: TaskTracker,
+}
+
+/// How long the process lives.
+#[derive(Default)]
+struct Life {
+    /// The process was killed, so unwritten state is lost.
+    killed: AtomicBool,
+    /// Writes of the fleet's records until it dies; 0: it does not.
+    left: AtomicU64,
+    /// The last write is done.
+    after: AtomicBool,
 }
 
 /// Store of the fleet's records that ends with the process.
 struct Mortal {
     store: Arc<Store>,
-    killed: Arc<AtomicBool>,
+    life: Arc<Life>,
 }
 
 impl RecordStore for Mortal {
@@ -50,24 +76,33 @@ impl RecordStore for Mortal {
     }
 
     fn save(&self, changes: &[RecordChange]) -> Result<(), RecordError> {
-        if self.killed.load(Ordering::Relaxed) {
-            Err(RecordError::Interrupted)
-        } else {
-            self.store.save(changes)
+        let life = &self.life;
+        if life.killed.load(Ordering::Relaxed) {
+            return Err(RecordError::Interrupted);
         }
+        let left = life.left.load(Ordering::Relaxed);
+        life.left.store(left.saturating_sub(1), Ordering::Relaxed);
+        if left != 1 {
+            return self.store.save(changes);
+        }
+        life.killed.store(true, Ordering::Relaxed);
+        if life.after.load(Ordering::Relaxed) {
+            self.store.save(changes)?;
+        }
+        Err(RecordError::Interrupted)
     }
 }
 
 impl Origin {
     /// Does what `serve` does at its start, including the first scan.
     pub fn start(tree: &Path, data: &Path, part: PartLimits) -> anyhow::Result<Self> {
+        let policies = Policies::parse(&POLICIES.parse::<toml::Table>().context("read the policies")?, None)?;
         let keys = Arc::new(Keys::open(data).context("open the keys")?);
         let store = Arc::new(Store::open(data).context("open the store")?);
-        let (shutdown, tasks, killed) =
-            (CancellationToken::new(), TaskTracker::new(), Arc::<AtomicBool>::default());
+        let (shutdown, tasks, life) = (CancellationToken::new(), TaskTracker::new(), Arc::<Life>::default());
         let (observed_sender, observed) = mpsc::channel(16);
         let planner = Planner::new(store.clone(), data, PlanBudget { part, ..PlanBudget::default() })?;
-        let records = Arc::new(Mortal { store: store.clone(), killed: killed.clone() });
+        let records = Arc::new(Mortal { store: store.clone(), life: life.clone() });
         let fleet = Fleet::start(records, keys.clone(), observed_sender, shutdown.clone(), &tasks)?;
         let watch = Arc::new(Watch::start(tree, data, POLL)?);
         let mut sealer = Sealer::open(Parts {
@@ -76,7 +111,7 @@ impl Origin {
             store: store.clone(),
             keys: keys.clone(),
             retention: Default::default(),
-            policies: Default::default(),
+            policies: Arc::new(policies),
             fleet: fleet.clone(),
             gate: CollectionGate::default(),
             cancel: shutdown.clone(),
@@ -89,13 +124,24 @@ impl Origin {
         let audit = Audit::open(data).context("open the audit")?;
         let (limit, collected, locations) = (None, None, None);
         let services = Services { keys, fleet, planner, audit, limit, collected, locations };
-        Ok(Self { services, sealer, observed, store, killed, shutdown, tasks })
+        Ok(Self { services, sealer, observed, store, life, shutdown, tasks })
+    }
+
+    /// Has the process die at the given write of the fleet's records, from now on; 0: at none.
+    pub fn dies_at(&self, step: u64, after: bool) {
+        self.life.after.store(after, Ordering::Relaxed);
+        self.life.left.store(step, Ordering::Relaxed);
+    }
+
+    /// Whether the process is dead, and has to be [ended](Self::end).
+    pub fn is_dead(&self) -> bool {
+        self.life.killed.load(Ordering::Relaxed)
     }
 
     /// Ends the origin, orderly or as SIGKILL would. Its connections must have been cut before.
     pub async fn end(self, orderly: bool) -> anyhow::Result<()> {
-        let Self { services, sealer, observed, store, killed, shutdown, tasks } = self;
-        killed.store(!orderly, Ordering::Relaxed);
+        let Self { services, sealer, observed, store, life, shutdown, tasks } = self;
+        life.killed.fetch_or(!orderly, Ordering::Relaxed);
         services.planner.stop();
         shutdown.cancel();
         tasks.close();

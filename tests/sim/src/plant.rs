@@ -10,7 +10,7 @@ use syncd_agent::build::Staged;
 use syncd_agent::hooks::Changed;
 use syncd_agent::replica::Replica;
 use syncd_agent::session::worker::{
-    BeforeSwitch, Failure, Inline, Maintenance, NotActivated, ReplicaState, ReplicaWork, Verified,
+    BeforeSwitch, Decision, Failure, Inline, Maintenance, NotActivated, ReplicaState, ReplicaWork, Verified,
 };
 use syncd_agent::source::Source;
 use syncd_shared::{Progress, SignedGeneration};
@@ -132,6 +132,21 @@ impl ReplicaWork for Planted {
             _ => {}
         }
         done.map_err(|not| NotActivated { failure: not.failure, staged: not.staged.map(|s| (s, generation)) })
+    }
+
+    fn stage_return(
+        &mut self,
+        generation: &SignedGeneration,
+        source: &mut dyn Source,
+        progress: &dyn Fn(Progress),
+        cancel: &AtomicBool,
+    ) -> Result<Self::Staged, Failure> {
+        let staged = ReplicaWork::stage_return(&mut self.replica, generation, source, progress, cancel)?;
+        Ok((staged, generation.clone()))
+    }
+
+    fn decide(&mut self, decision: Decision) -> Result<(), Failure> {
+        ReplicaWork::decide(&mut self.replica, decision)
     }
 
     fn bound(&mut self) {

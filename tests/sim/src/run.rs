@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Context;
 use syncd_agent::clock::Clock;
 use syncd_agent::identity::Trusted;
+use syncd_origin::fleet::rollout::RolloutOrder;
 use syncd_origin::service::init;
 use syncd_shared::AgentState;
 use syncd_shared::diff::PartLimits;
@@ -47,6 +48,10 @@ pub struct Run {
 pub struct Options {
     pub plant: Option<Plant>,
     pub log: bool,
+    /// Nodes have checks, and generations go by policies.
+    pub rolls: bool,
+    /// Number of nodes; otherwise the seed decides.
+    pub nodes: Option<usize>,
 }
 
 /// Runs a seed in a new directory below `directory`.
@@ -74,7 +79,8 @@ pub fn run(seed: u64, directory: &Path, options: Options) -> anyhow::Result<Run>
     Ok(run)
 }
 
-fn create(seed: u64, place: &Path, options: Options) -> anyhow::Result<World> {
+/// The world of a seed, before its first event.
+pub fn create(seed: u64, place: &Path, options: Options) -> anyhow::Result<World> {
     let mut random = Seeded::new(seed);
     let (tree, data) = (place.join("tree"), place.join("data"));
     let site = Site::create(&tree, random.next_u64()).context("make a tree")?;
@@ -83,6 +89,7 @@ fn create(seed: u64, place: &Path, options: Options) -> anyhow::Result<World> {
     let temper =
         Temper { lies: rate(&mut random), bad_frames: rate(&mut random), latency_ms: 1 + random.below(60) };
     let nodes = 1 + random.below(4) as usize;
+    let nodes = options.nodes.unwrap_or(nodes);
     let mut world = World {
         queue: BinaryHeap::new(),
         sequence: 0,
@@ -99,6 +106,8 @@ fn create(seed: u64, place: &Path, options: Options) -> anyhow::Result<World> {
         fingerprints: BTreeMap::new(),
         sealed: BTreeSet::new(),
         restored: false,
+        rolls: options.rolls,
+        bad: BTreeSet::new(),
         plant: options.plant,
         trace: blake3::Hasher::new(),
         log: options.log.then(Vec::new),
@@ -149,6 +158,8 @@ fn node(place: &Path, n: usize, issuer: AuthorityKey) -> anyhow::Result<Node> {
         damaged: BTreeSet::new(),
         intact_update: false,
         unreported: false,
+        passed: BTreeSet::new(),
+        refused: BTreeSet::new(),
     })
 }
 
@@ -164,6 +175,7 @@ async fn live_through(world: &mut World) -> Result<(), Violation> {
         world.run_until(next, |world| world.deeds_left == 0).await?;
     }
     world.note("the faults end");
+    world.order(RolloutOrder::Resume).await;
     let now = world.now_ms();
     world.temper.lies = 0;
     world.temper.bad_frames = 0;
@@ -203,7 +215,18 @@ fn all_connected(world: &World) -> bool {
 /// only after the commit what it holds.
 async fn converge(world: &mut World) -> Result<(), Violation> {
     let until = world.now_ms() + CONVERGE_MS;
-    world.run_until(until, |world| all_live(world) || all_heard(world) && waits_for_operator(world)).await?;
+    let is_over = |world: &World| all_live(world) && !world.is_rolling();
+    world.run_until(until, |world| is_over(world) || all_heard(world) && waits_for_operator(world)).await?;
+    if world.is_rolling() && !(all_heard(world) && waits_for_operator(world)) {
+        return Err(world.violation("a rollout does not end"));
+    }
+    if world.is_held() {
+        // A node was late, so that the rollout was withdrawn.
+        world.count("rollouts withdrawn at the end");
+        world.commit_now()?;
+        let until = world.now_ms() + CONVERGE_MS;
+        world.run_until(until, all_live).await?;
+    }
     if world.restored && waits_for_operator(world) {
         world.count("commits past what nodes had");
         world.commit(true)?;

@@ -80,6 +80,14 @@ pub enum Event {
         life: u64,
         report: Box<Report>,
     },
+    /// The node's own check has ended.
+    Checked {
+        node: usize,
+        life: u64,
+        run: u64,
+        root: RootHash,
+        is_trial: bool,
+    },
     Start {
         node: usize,
     },
@@ -145,6 +153,10 @@ pub struct Node {
     pub intact_update: bool,
     /// A command is done, but the session has not been told.
     pub unreported: bool,
+    /// Roots that passed the node's check after a switch.
+    pub passed: BTreeSet<RootHash>,
+    /// Roots that the node has refused.
+    pub refused: BTreeSet<RootHash>,
 }
 
 /// A process on a node.
@@ -187,6 +199,10 @@ pub struct World {
     pub fingerprints: BTreeMap<RootHash, String>,
     pub sealed: BTreeSet<(u64, RootHash)>,
     pub restored: bool,
+    /// Nodes have checks, and generations go by policies.
+    pub rolls: bool,
+    /// Roots on which every check fails.
+    pub bad: BTreeSet<RootHash>,
     pub plant: Option<Plant>,
     pub trace: blake3::Hasher,
     pub log: Option<Vec<String>>,
@@ -287,6 +303,7 @@ impl World {
         let node = match &due.event {
             Event::Tick { node, .. } | Event::ToAgent { node, .. } | Event::Lost { node, .. } => *node,
             Event::Frame { node, .. } | Event::Report { node, .. } | Event::Go { node, .. } => *node,
+            Event::Checked { node, .. } => *node,
             _ => return None,
         };
         let until = self.nodes[node].stalled_until;
@@ -332,6 +349,10 @@ impl World {
                 self.apply(node, Heard::Lost("cut".into())).await
             }
             Event::Frame { node, life, transfer, since } => self.frame_due(node, life, transfer, since).await,
+            Event::Checked { node, life, run, root, is_trial } if self.nodes[node].life == life => {
+                self.checked(node, run, root, is_trial).await
+            }
+            Event::Checked { .. } => Ok(()),
             Event::Report { node, life, report } => self.reported(node, life, *report).await,
             Event::Go { node, life } if self.nodes[node].life == life => {
                 self.resume(node);
@@ -350,7 +371,8 @@ impl World {
             self.collect(node);
         }
         self.abandoned.retain(|control| !control.session.is_finished());
-        self.observe().await
+        self.observe().await?;
+        self.withdraw()
     }
 
     fn collect(&mut self, node: usize) {
