@@ -19,7 +19,7 @@ use syncd_shared::generation::GenerationError;
 use syncd_shared::manifest_cursor::ManifestCursor;
 use syncd_shared::{Entry, RootEntry, SignedGeneration, Timestamp, TreePath};
 
-use crate::build::Staged;
+use crate::build::{StageError, Staged};
 use crate::replica::Replica;
 use crate::session::worker::Changes;
 use crate::state::SlotError;
@@ -113,6 +113,21 @@ pub enum ActivateError {
         /// Number of the generation.
         number: u64,
     },
+    /// The tree at hand was changed since staging: stage again.
+    #[error("the tree at hand of generation {number} was changed locally after it was staged")]
+    Changed {
+        /// Number of the generation.
+        number: u64,
+    },
+    /// The tree at hand could not be read.
+    #[error("check the tree at hand of generation {number} before the switch")]
+    Unproven {
+        /// Number of the generation.
+        number: u64,
+        /// Reason.
+        #[source]
+        source: Box<StageError>,
+    },
     /// The generation may not follow the accepted one.
     #[error("refuse generation")]
     Refused(#[from] GenerationError),
@@ -150,9 +165,12 @@ impl ActivateError {
             Self::Disk(e) if e.is_full() => RetryClass::Operator,
             Self::Sync { source, .. } if source.is_full() => RetryClass::Operator,
             Self::Record(_) => RetryClass::Operator,
-            Self::Hook { .. } | Self::Outdated { .. } | Self::Disk(_) | Self::Sync { .. } => {
-                RetryClass::Retry
-            }
+            Self::Unproven { source, .. } => source.retry_class(),
+            Self::Hook { .. }
+            | Self::Outdated { .. }
+            | Self::Changed { .. }
+            | Self::Disk(_)
+            | Self::Sync { .. } => RetryClass::Retry,
         }
     }
 }
@@ -167,8 +185,7 @@ impl Replica {
     ) -> Result<(), ActivateError> {
         let number = staged.target.number().get();
         if !staged.is_return {
-            // A return was allowed when it was staged. Its tree may have been set aside since, to be built
-            // anew.
+            // A return was allowed when it was staged.
             self.slots.may_activate(&staged.target)?;
         }
         let Some(slot) = staged.slot else {
@@ -183,6 +200,9 @@ impl Replica {
         }
         if let Err(source) = before(&self.context(&staged, slot)) {
             return Err(ActivateError::Hook { source, staged: Box::new(staged) });
+        }
+        if staged.is_held {
+            self.prove_again(&mut staged, slot)?;
         }
         self.upkeep.last_write = Some(self.options.clock.now());
         self.upkeep.trash.owes_share = true;

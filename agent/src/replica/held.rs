@@ -11,7 +11,9 @@
 //! * If this process activated the tree, a directory that was not changed since has the same names. In it,
 //!   only names that a later activation touched are looked at ([`crate::state::history`]).
 //!
-//! A tree that fails is left alone, and the target is built from the live tree as any other.
+//! It is proven when it is staged, and again right before the switch. A tree that fails is left alone, and the
+//! target is built from the live tree as any other. Another tree of the same generation stays held until that
+//! switch, so that an interrupted return can be tried again.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,6 +29,7 @@ use crate::build::inodes::InodeLists;
 use crate::build::manifest::compare;
 use crate::build::{Job, StageError, Staged};
 use crate::replica::Replica;
+use crate::replica::activate::ActivateError;
 use crate::state::cursor::{DirCursor, LiveTree, looks_like};
 use crate::state::disk::Dir;
 use crate::state::hashing::hash_file;
@@ -42,7 +45,7 @@ type Below = Vec<(TreePath, ObjectHash)>;
 
 impl Replica {
     /// Takes a tree at the target's root that is complete already; `None`: there is none that can be trusted.
-    pub(super) fn stage_held(&mut self, job: Job<'_>, sync: &Dir) -> Result<Option<Staged>, StageError> {
+    pub(super) fn stage_held(&self, job: Job<'_>, sync: &Dir) -> Result<Option<Staged>, StageError> {
         let (target, root) = (job.target, job.target.generation().root);
         let Some(live) = self.slots.live().cloned() else { return Ok(None) };
         let basis = Some(live.number().get());
@@ -50,23 +53,37 @@ impl Replica {
             let staged = Staged::new(target, self.slots.live_slot(), basis, sync.reopen()?);
             return Ok(Some(Staged { is_held: true, durable_basis: true, ..staged }));
         }
-        let held = self.slots.held().find(|(_, held)| held.generation().root == root);
-        let Some((slot, number)) = held.map(|(slot, held)| (slot, held.number().get())) else {
-            return Ok(None);
-        };
-        let Some(inodes) = self.prove_held(slot, number, &live, &root, job.cancel)? else {
-            tracing::warn!(generation = number, "the tree at hand was changed locally: it is built anew");
-            self.set_aside(slot, target)?;
-            return Ok(None);
-        };
-        let staged = Staged::new(target, Some(slot), basis, sync.reopen()?);
-        Ok(Some(Staged { is_held: true, durable_basis: true, inodes, ..staged }))
+        for (slot, number) in self.trees_at(target) {
+            if let Some(inodes) = self.prove_held(slot, number, &live, &root, job.cancel)? {
+                let staged = Staged::new(target, Some(slot), basis, sync.reopen()?);
+                return Ok(Some(Staged { is_held: true, durable_basis: true, inodes, ..staged }));
+            }
+            tracing::warn!(generation = number, "the tree at hand was changed locally: it is not used");
+        }
+        Ok(None)
     }
 
-    /// Makes room for another tree of the same generation.
-    fn set_aside(&mut self, slot: u64, target: &SignedGeneration) -> Result<(), StageError> {
-        let is_same = self.slots.state(slot).and_then(Slot::held) == Some(target);
-        if is_same { Ok(self.slots.begin_rest(slot, self.options.clock.now())?) } else { Ok(()) }
+    /// Slots that hold the target's root, with their generations. The tree of the target itself comes first.
+    fn trees_at(&self, target: &SignedGeneration) -> Vec<(u64, u64)> {
+        let at_root = self.slots.held().filter(|(_, held)| held.root_hash() == target.root_hash());
+        let mut trees: Vec<_> =
+            at_root.map(|(slot, held)| (held != target, slot, held.number().get())).collect();
+        trees.sort_unstable();
+        trees.into_iter().map(|(_, slot, number)| (slot, number)).collect()
+    }
+
+    /// Proves a held tree once more, right before the switch to it. It may have waited for the origin's order
+    /// for hours, while visitors could write into it.
+    pub(super) fn prove_again(&self, staged: &mut Staged, slot: u64) -> Result<(), ActivateError> {
+        let (number, root) = (staged.target.number().get(), staged.target.generation().root);
+        let held = self.slots.state(slot).and_then(Slot::held);
+        let Some((live, held)) = self.slots.live().zip(held) else {
+            return Err(ActivateError::Outdated { number });
+        };
+        let proven = self.prove_held(slot, held.number().get(), live, &root, &AtomicBool::new(false));
+        let unproven = |source| ActivateError::Unproven { number, source: Box::new(source) };
+        staged.inodes = proven.map_err(unproven)?.ok_or(ActivateError::Changed { number })?;
+        Ok(())
     }
 
     /// Proves that the tree of a slot is what `root` says. Returns its inode numbers as changes to those of

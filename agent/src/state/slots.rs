@@ -21,7 +21,7 @@
 //! | held | another is activated | held | `previous` names it |
 //! | held | the switch, as from staged: a generation with this root is activated again | held, live | row, accepted and live at once; then the links |
 //! | held, live | [`Slots::rename_live`]: another generation has this root | held, live | its row and accepted at once |
-//! | held | [`Slots::begin_rest`]: it was changed locally, and its generation is built anew | resting | its row |
+//! | held | the switch to another tree of its generation: it was changed locally | resting | its row, with the switch |
 //! | held | [`Slots::retire`] | retired | `previous` no longer names it; its row |
 //! | building, beside a damaged live tree | [`Slots::exchange`] of the two directories | resting | its row, before they are exchanged |
 //! | resting | [`Slots::end_rest`] | retired | its row |
@@ -459,17 +459,6 @@ impl Slots {
         self.layout.link_generation(number, None)?;
         self.set(slot, Slot::Retired(FormerTree { number, root, is_certain: true }), true)?;
         self.rests.remove(&slot);
-        Ok(())
-    }
-
-    /// Takes a damaged tree out of use that is about to be built anew. It is left alone for the grace period.
-    pub fn begin_rest(&mut self, slot: u64, now: Instant) -> Result<(), SlotError> {
-        let Some(generation) = self.state(slot).and_then(Slot::held) else { return Ok(()) };
-        let (number, root) = (generation.number().get(), generation.generation().root);
-        self.unlink_previous(slot)?;
-        self.layout.link_generation(number, None)?;
-        self.set(slot, Slot::Resting(FormerTree { number, root, is_certain: true }), true)?;
-        self.rests.entry(slot).or_insert(now);
         Ok(())
     }
 

@@ -128,11 +128,97 @@ fn a_node_returns_to_a_generation_whose_tree_has_to_be_built_anew() {
     let good = replica.slots.state(slot).and_then(Slot::held).unwrap().clone();
     // A visitor's file, so that nothing proves the tree.
     std::fs::write(site.generation(1).join("docs/0/upload.jpg"), "a picture").unwrap();
-    let cancel = AtomicBool::new(false);
-    let staged = ReplicaWork::stage_return(&mut replica, &good, &mut site.origin, &|_| {}, &cancel).unwrap();
-    replica.activate(staged, &mut |_| Ok(())).unwrap();
+    return_back(&mut site, &mut replica, &good);
     assert_eq!((site.live_number(), replica.status().accepted.unwrap().number().get()), (1, 2));
     assert_eq!(snapshot(&site.live().canonicalize().unwrap()), old);
+}
+
+/// Returns to a held generation, as after a check that failed.
+fn return_back(site: &mut Site, replica: &mut Replica, good: &syncd_shared::SignedGeneration) {
+    let cancel = AtomicBool::new(false);
+    let staged = ReplicaWork::stage_return(replica, good, &mut site.origin, &|_| {}, &cancel).unwrap();
+    replica.activate(staged, &mut |_| Ok(())).unwrap();
+}
+
+#[test]
+fn a_return_takes_the_tree_of_its_number_and_not_an_earlier_one_at_its_root() {
+    for site in [Site::new(), Site::in_memory().exchanging()] {
+        let (mut site, mut replica) = two(site);
+        replica.options.keep = 4;
+        std::fs::write(site.generation(1).join("docs/0/upload.jpg"), "a picture").unwrap();
+        return_to(&mut site, &mut replica, 1);
+        let good = replica.slots.live().unwrap().clone();
+        let old = snapshot(&site.live().canonicalize().unwrap());
+        site.write("docs/0/page-0.html", "fourth");
+        site.publish(&mut replica);
+        assert_eq!(site.generations(), [1, 2, 3, 4]);
+        site.origin.sent.clear();
+        return_back(&mut site, &mut replica, &good);
+        assert_eq!(site.origin.sent.len(), 0);
+        let held: Vec<u64> = replica.slots.held().map(|(_, held)| held.number().get()).collect();
+        assert_eq!(held.len(), 4, "two trees have one number: {held:?}");
+        assert_eq!((site.live_number(), site.generations()), (3, vec![1, 2, 3, 4]));
+        assert_eq!(snapshot(&site.live().canonicalize().unwrap()), old);
+    }
+}
+
+#[test]
+fn a_return_to_a_damaged_tree_leaves_one_tree_of_its_number() {
+    let (mut site, mut replica) = two(Site::new());
+    replica.options.keep = 4;
+    std::fs::write(site.generation(1).join("docs/0/upload.jpg"), "a picture").unwrap();
+    return_to(&mut site, &mut replica, 1);
+    let good = replica.slots.live().unwrap().clone();
+    let old = snapshot(&site.live().canonicalize().unwrap());
+    site.write("docs/0/page-0.html", "fourth");
+    site.publish(&mut replica);
+    std::fs::write(site.generation(3).join("docs/0/upload.jpg"), "a picture").unwrap();
+    return_back(&mut site, &mut replica, &good);
+    let mut held: Vec<u64> = replica.slots.held().map(|(_, held)| held.number().get()).collect();
+    held.sort_unstable();
+    assert_eq!((site.live_number(), held), (3, vec![1, 2, 3, 4]));
+    assert_eq!(snapshot(&site.live().canonicalize().unwrap()), old);
+}
+
+#[test]
+fn a_return_that_the_origin_interrupts_can_be_tried_again_after_a_restart() {
+    for site in [Site::new(), Site::in_memory().exchanging()] {
+        let (mut site, mut replica) = two(site);
+        let old = snapshot(&site.generation(1));
+        let slot = replica.slots.generations()[&1];
+        let good = replica.slots.state(slot).and_then(Slot::held).unwrap().clone();
+        // Bytes that only the origin has then.
+        std::fs::write(site.generation(1).join("docs/0/page-0.html"), "changed").unwrap();
+        (site.origin.breaks_after, site.origin.forgetful) = (Some(0), true);
+        let cancel = AtomicBool::new(false);
+        let staged = ReplicaWork::stage_return(&mut replica, &good, &mut site.origin, &|_| {}, &cancel);
+        assert!(staged.is_err());
+        drop(replica);
+        let mut replica = site.open();
+        assert!(replica.slots.held().any(|(_, held)| *held == good), "the way back is forgotten");
+        assert_eq!(site.generations(), [1, 2]);
+        site.origin.breaks_after = None;
+        return_back(&mut site, &mut replica, &good);
+        assert_eq!((site.live_number(), site.generations()), (1, vec![1, 2]));
+        assert_eq!(snapshot(&site.live().canonicalize().unwrap()), old);
+    }
+}
+
+#[test]
+fn a_held_tree_that_is_damaged_after_it_was_staged_does_not_become_live() {
+    for site in [Site::new(), Site::in_memory().exchanging()] {
+        let (mut site, mut replica) = two(site);
+        let (old, now) = (snapshot(&site.generation(1)), snapshot(&site.live().canonicalize().unwrap()));
+        let target = site.origin.seal_root(root_of(&replica, 1));
+        let staged = site.stage(&mut replica, &target).unwrap();
+        let shell = site.generation(1).join("docs/1/shell.php");
+        let activated = replica.activate(staged, &mut |_| Ok(std::fs::write(&shell, "<?php")?));
+        assert!(matches!(activated, Err(ActivateError::Changed { number: 3 })), "{activated:?}");
+        assert_eq!(snapshot(&site.live().canonicalize().unwrap()), now);
+        site.follow(&mut replica, &target);
+        assert_eq!(snapshot(&site.live().canonicalize().unwrap()), old);
+        assert_eq!(site.live_number(), 3);
+    }
 }
 
 #[test]

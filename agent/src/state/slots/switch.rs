@@ -100,6 +100,8 @@ impl Slots {
         let coming = self.coming(slot)?;
         let decisions = self.decisions_with(target, on_trial);
         let former = self.state(slot).and_then(Slot::held).map(|held| held.number());
+        let replaced = self.replaced_by(switch);
+        slots.extend(replaced.iter().map(|(slot, state)| (*slot, state)));
         self.record.apply(
             &Change {
                 slots,
@@ -119,6 +121,7 @@ impl Slots {
             self.known.slots.remove(&slot);
             self.known.slots.extend(left.map(|left| (slot, left)));
         }
+        self.known.slots.extend(replaced);
         self.known.slots.insert(landing, state);
         self.known.live = Some(landing);
         if self.is_newest(target) {
@@ -133,6 +136,17 @@ impl Slots {
             self.layout.link_generation(former.get(), None)?;
         }
         Ok(())
+    }
+
+    /// Other trees of the target, which rest from the switch on, so that no two trees have one number. Until
+    /// then the node knows what it can return to.
+    fn replaced_by(&self, switch: &Switch<'_>) -> Vec<(u64, Slot)> {
+        let others = self.held().filter(|(slot, held)| *slot != switch.slot && *held == switch.target);
+        let resting = |held: &SignedGeneration| {
+            let (number, root) = (held.number().get(), held.generation().root);
+            Slot::Resting(FormerTree { number, root, is_certain: true })
+        };
+        others.map(|(slot, held)| (slot, resting(held))).collect()
     }
 
     /// Whether a generation becomes the accepted one. Returns to an earlier generation leave it as it is.
@@ -193,7 +207,9 @@ impl Slots {
             Swap::Exchange => self.switch_directories(switch)?,
         }
         self.linked = self.known.live;
-        if let Some(left) = self.known.previous {
+        let resting = self.in_state(|state| matches!(state, Slot::Resting(_)).then_some(()));
+        let left: Vec<u64> = resting.map(|(slot, ())| slot).chain(self.known.previous).collect();
+        for left in left {
             self.rests.entry(left).or_insert(now);
         }
         Ok(())
