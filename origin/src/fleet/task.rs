@@ -417,8 +417,8 @@ impl FleetTask {
     /// that this origin was restored from a backup.
     fn observe(&mut self, greeting: &Greeting) {
         let ours = self.newest.borrow().as_ref().map(|newest| newest.generation.clone());
-        let is_taken = |shown: &&SignedGeneration| !greeting.refused.contains(&shown.root_hash());
-        for shown in [&greeting.live, &greeting.accepted].into_iter().flatten().filter(is_taken) {
+        // The number of a refused generation is taken as well.
+        for shown in [&greeting.live, &greeting.accepted].into_iter().flatten() {
             let unknown = |known: Option<&SignedGeneration>| {
                 known.is_none_or(|known| {
                     (shown.number(), shown.root_hash()) != (known.number(), known.root_hash())
@@ -431,12 +431,17 @@ impl FleetTask {
         }
     }
 
+    /// Passes an unknown generation to the committer. If the channel is full, the next command or tick retries.
     fn report_observed(&mut self) {
-        if let Some(generation) = self.unreported.take()
-            && let Err(mpsc::error::TrySendError::Full(generation)) = self.observed.try_send(generation)
-        {
-            // Retried with the next command or tick.
-            self.unreported = Some(generation);
+        if self.unreported.is_none() {
+            return;
+        }
+        let observed = self.observed.clone();
+        let Ok(permit) = observed.try_reserve() else { return };
+        // The view first: the committer looks there for nodes that refuse the generation.
+        self.publish();
+        if let Some(generation) = self.unreported.take() {
+            permit.send(generation);
         }
     }
 

@@ -685,6 +685,25 @@ async fn a_number_above_ours_is_reported_and_nothing_lower_announced() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_number_above_ours_is_reported_even_if_the_node_refuses_it() {
+    let mut origin = Origin::start().await;
+    let (good, bad) =
+        (origin.contents.put(&tree(&[("f", b"1")])), origin.contents.put(&tree(&[("f", b"bad")])));
+    origin.fleet.announce(origin.generation(2, good));
+    let node = origin.node("web1").await;
+    // The node has returned from 3, which this origin has lost.
+    let lost = origin.generation(3, bad);
+    let live = Some(message(&origin.generation(2, good)));
+    let root = Bytes::copy_from_slice(bad.hash().as_bytes());
+    let refused = vec![v1::RefusedGeneration { epoch: 1, number: 3, root }];
+    let _control =
+        origin.attached(&node, v1::Hello { live, accepted: Some(message(&lost)), refused, ..hello() }).await;
+    assert_eq!(tokio::time::timeout(SOON, origin.observed.recv()).await.unwrap(), Some(lost));
+    let view = origin.fleet.view().borrow().clone();
+    assert_eq!(view.agents[0].refused, [bad.hash()], "nothing adopts it");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_an_agent_activated_of_a_lost_origin_is_asked_for_by_ending_the_conversation() {
     let mut origin = Origin::start().await;
     let (ours, lost) =
