@@ -133,7 +133,7 @@ impl Outcome {
     fn work(&self, options: &Options) {
         let how = run::Options {
             plant: options.plant,
-            log: options.seed.is_some(),
+            log: options.seed.is_some() || options.rollouts,
             nodes: None,
             rolls: options.rollouts,
         };
@@ -166,8 +166,8 @@ impl Outcome {
         if options.traces || options.seed.is_some() {
             println!("seed {} trace {}", run.seed, run.trace);
         }
-        for line in run.log.iter().flatten() {
-            print!("{line}");
+        if options.seed.is_some() || run.violation.is_some() {
+            run.log.iter().flatten().for_each(|line| print!("{line}"));
         }
         self.done.fetch_add(1, Ordering::Relaxed);
         self.virtual_ms.fetch_add(run.virtual_ms, Ordering::Relaxed);

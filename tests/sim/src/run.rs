@@ -57,7 +57,9 @@ pub struct Options {
 /// Runs a seed in a new directory below `directory`.
 pub fn run(seed: u64, directory: &Path, options: Options) -> anyhow::Result<Run> {
     let place = tempfile::Builder::new().prefix(&format!("syncd-sim-{seed}-")).tempdir_in(directory)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build()?;
+    // With one thread for blocking work, a rollout's write and an update that is encoded don't race.
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let runtime = builder.enable_all().start_paused(true).max_blocking_threads(1).build()?;
     let run = runtime.block_on(async {
         let mut world = create(seed, place.path(), options)?;
         let violation = live_through(&mut world).await.err();
