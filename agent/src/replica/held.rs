@@ -11,9 +11,9 @@
 //! * If this process activated the tree, a directory that was not changed since has the same names. In it,
 //!   only names that a later activation touched are looked at ([`crate::state::history`]).
 //!
-//! It is proven when it is staged, and again right before the switch. A tree that fails is left alone, and the
-//! target is built from the live tree as any other. Another tree of the same generation stays held until that
-//! switch, so that an interrupted return can be tried again.
+//! It is proven when it is staged, and again right before the switch. A tree that fails is left alone, and
+//! the target is built from the live tree as any other. The failed tree stays held until that switch, so that
+//! an interrupted return can be tried again.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};

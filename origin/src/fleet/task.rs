@@ -431,7 +431,7 @@ impl FleetTask {
         }
     }
 
-    /// Passes an unknown generation to the committer. If the channel is full, the next command or tick retries.
+    /// Passes an unknown generation to the committer. The next command or tick retries if it is busy.
     fn report_observed(&mut self) {
         if self.unreported.is_none() {
             return;
