@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use syncd_shared::diff::Change;
 use syncd_shared::{Entry, Kind, RootEntry, SignedGeneration, TreePath};
 
-use super::offline::{AnswerError, DataDirectory, compare, diff_line};
+use super::differences::{compare, diff_line};
+use super::offline::{AnswerError, DataDirectory};
 use super::protocol::{ChangeCounts, DiffLine};
 use crate::commit::is_indistinct;
 use crate::tree_objects::{TreeObjectError, TreeObjects};

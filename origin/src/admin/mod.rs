@@ -5,6 +5,7 @@
 
 pub mod browse;
 pub mod collected_requests;
+mod differences;
 mod key_requests;
 pub mod offline;
 pub mod protocol;

@@ -1,26 +1,23 @@
 //! Answers to requests that need only DATA, whether or not an origin serves it.
 
-use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use syncd_runtime::local_socket::Peer;
-use syncd_shared::diff::{Change, Comparison, DiffError, DirectorySource, PartLimits};
+use syncd_shared::diff::DirectorySource;
 use syncd_shared::directory::{DecodeDirectoryError, Page};
 use syncd_shared::generation::GenerationError;
 use syncd_shared::identity::{JoinToken, SignedTrust};
 use syncd_shared::text::counted;
 use syncd_shared::tree_path::TreePathError;
-use syncd_shared::{GenerationNumber, Kind, ObjectHash, RootEntry, SignedGeneration, TreePath};
+use syncd_shared::{GenerationNumber, ObjectHash, RootEntry, SignedGeneration, TreePath};
 use time::OffsetDateTime;
 
 use crate::admin::collected_requests::{self, CollectedLine, CollectedRequestError, Served};
 use crate::admin::key_requests;
-use crate::admin::protocol::{
-    ChangeCounts, DiffLine, GenerationLine, HistoryLine, PageLine, Reply, Request, TokenLine,
-};
+use crate::admin::protocol::{GenerationLine, HistoryLine, PageLine, Reply, Request, TokenLine};
 use crate::admin::rollout_requests::node_order;
 use crate::admin::status::{AgentStatus, HoldStatus, PublishStatus, PurgeStatus, Status};
 use crate::admin::writable::Writable;
@@ -28,9 +25,7 @@ use crate::audit::{self, Audit, AuditError};
 use crate::backup::{self, BackupError};
 use crate::clock::now_ms;
 use crate::collected::{CollectError, Collection, is_linked};
-use crate::commit::{
-    CollectionGate, CommitError, Preview, Rollbacks, State, forget_damaged, is_indistinct, status_warning,
-};
+use crate::commit::{CollectionGate, CommitError, Rollbacks, State, forget_damaged, status_warning};
 use crate::error_chain;
 use crate::events;
 use crate::fleet::registry::Registry;
@@ -39,7 +34,7 @@ use crate::keys::{Keys, KeysError};
 use crate::overlap;
 use crate::page::{Access, AccessError};
 use crate::state::Snapshot;
-use crate::store::{CheckReport, Damage, OpenStoreError, Store, StoreError, UnsavedDirectories};
+use crate::store::{CheckReport, Damage, OpenStoreError, Store, StoreError};
 
 /// Bytes of progress between two reports.
 const PROGRESS_BYTES: u64 = 64 << 20;
@@ -370,29 +365,6 @@ impl DataDirectory {
         Ok(0)
     }
 
-    /// Number of changes from a generation's parent; `None` if the parent is not retained.
-    pub fn changes(&self, generation: &SignedGeneration) -> Result<Option<ChangeCounts>, AnswerError> {
-        let generation = generation.generation();
-        let mut counts = ChangeCounts::default();
-        let Some(parent) = generation.parent else {
-            return Ok(Some(ChangeCounts { added: generation.root.totals.entries, ..counts }));
-        };
-        let Some(parent) = self.store.generation(parent)? else { return Ok(None) };
-        let parent = self.keys.verify(&parent.record, &parent.signature)?.generation().root;
-        compare(self, &parent, &generation.root, |change, _| {
-            match change {
-                Change::Added { .. } => counts.added += 1,
-                Change::Removed { .. } => counts.removed += 1,
-                Change::Modified { from, to, .. } => {
-                    counts.changed += 1;
-                    counts.indistinct += u64::from(is_indistinct(from, to));
-                }
-            }
-            true
-        })?;
-        Ok(Some(counts))
-    }
-
     /// Names the generations that a rollback, with or without a number, would go from and to.
     fn rollback_target(&self, generation: Option<u64>) -> Result<Reply, AnswerError> {
         let current = self.latest()?.ok_or(AnswerError::NoGeneration)?;
@@ -410,7 +382,7 @@ impl DataDirectory {
         Ok(Reply::RollbackTarget { from: line(&current), to: line(&self.generation(target)?) })
     }
 
-    fn latest(&self) -> Result<Option<SignedGeneration>, AnswerError> {
+    pub(super) fn latest(&self) -> Result<Option<SignedGeneration>, AnswerError> {
         let stored = self.store.latest()?;
         Ok(stored.map(|g| self.keys.verify(&g.record, &g.signature)).transpose()?)
     }
@@ -429,35 +401,6 @@ impl DataDirectory {
     /// Whether a generation was withdrawn or rolled back, and its tree was not published since.
     pub(super) fn is_put_aside(&self, number: u64) -> Result<bool, AnswerError> {
         Ok(Rollbacks::load(&self.store)?.is_put_aside(number))
-    }
-
-    fn diff(
-        &self,
-        from: Option<u64>,
-        to: Option<u64>,
-        lines: &mut dyn FnMut(Reply) -> bool,
-    ) -> Result<u8, AnswerError> {
-        let to = match to {
-            Some(number) => self.generation(number)?,
-            None => self.latest()?.ok_or(AnswerError::NoGeneration)?,
-        };
-        let empty = RootEntry::empty();
-        let from = match (from, to.generation().parent) {
-            (Some(number), _) => self.generation(number)?.generation().root,
-            (None, Some(parent)) => self.generation(parent.get())?.generation().root,
-            (None, None) => empty,
-        };
-        diff_roots(self, &from, &to.generation().root, lines)
-    }
-
-    /// Lists each path that differs between a generation's tree and the tree as it is now.
-    pub fn diff_pending(
-        &self,
-        from: &RootEntry,
-        found: &Preview,
-        lines: &mut dyn FnMut(Reply) -> bool,
-    ) -> Result<u8, AnswerError> {
-        diff_roots(&WithUnsaved { data: self, unsaved: &found.unsaved }, from, &found.root, lines)
     }
 
     /// Without a serving origin: checks, and forgets damaged content so that the next scan stores it again.
@@ -513,67 +456,6 @@ impl DataDirectory {
         lines(Reply::Remark { text });
         Ok(Checked { report, code: u8::from(damages > 0) })
     }
-}
-
-/// The store, and directories of a tree that is not kept.
-struct WithUnsaved<'a> {
-    data: &'a DataDirectory,
-    unsaved: &'a UnsavedDirectories,
-}
-
-impl DirectorySource for WithUnsaved<'_> {
-    type Error = AnswerError;
-
-    fn page(&self, hash: &ObjectHash) -> Result<Arc<Page>, AnswerError> {
-        match self.unsaved.page(hash)? {
-            Some(page) => Ok(page),
-            None => self.data.page(hash),
-        }
-    }
-}
-
-/// Lists each path that differs between two trees.
-fn diff_roots(
-    source: &impl DirectorySource<Error = AnswerError>,
-    from: &RootEntry,
-    to: &RootEntry,
-    lines: &mut dyn FnMut(Reply) -> bool,
-) -> Result<u8, AnswerError> {
-    compare(source, from, to, |change, renamed_from| {
-        let mut line = diff_line(change);
-        if let Some(from) = renamed_from {
-            line.change = "renamed".into();
-            line.from = Some(from.to_string());
-        }
-        lines(Reply::Diff(line))
-    })?;
-    Ok(0)
-}
-
-/// Iterates over differences until `each` returns `false`. A directory renamed whole is one addition, with
-/// its former path.
-pub(super) fn compare(
-    source: &impl DirectorySource<Error = AnswerError>,
-    from: &RootEntry,
-    to: &RootEntry,
-    mut each: impl FnMut(&Change, Option<&TreePath>) -> bool,
-) -> Result<(), AnswerError> {
-    let failed = |error| match error {
-        DiffError::Source { source, .. } => source,
-        DiffError::Path { path, source } => AnswerError::Path { path, source },
-    };
-    let comparison = Comparison::of(source, from, to, PartLimits::default()).map_err(failed)?;
-    let renames = comparison.renamed_directories();
-    let gone: HashSet<&TreePath> = renames.iter().map(|rename| &rename.from).collect();
-    let told = comparison.each(|change| {
-        let renamed = match change {
-            Change::Removed { path, .. } if gone.contains(path) => return true,
-            Change::Added { path, .. } => renames.binary_search_by(|rename| rename.to.cmp(path)).ok(),
-            _ => None,
-        };
-        each(change, renamed.and_then(|index| renames.get(index)).map(|rename| &rename.from))
-    });
-    told.map_err(failed)
 }
 
 /// The last reply to a request, after the lines that `write` writes of its result.
@@ -667,46 +549,13 @@ fn describe(keys: &Keys, store: &Store, current: Option<&SignedGeneration>) -> S
     }
 }
 
-pub(super) fn diff_line(change: &Change) -> DiffLine {
-    let (name, entry) = match change {
-        Change::Removed { entry, .. } => ("removed", entry),
-        Change::Added { entry, .. } => ("added", entry),
-        Change::Modified { from, to, .. }
-            if from.metadata != to.metadata && same_content(&from.kind, &to.kind) =>
-        {
-            ("metadata", to)
-        }
-        Change::Modified { to, .. } => ("modified", to),
-    };
-    let size = match entry.kind {
-        Kind::File { size, .. } => Some(size),
-        _ => None,
-    };
-    let kind = match entry.kind {
-        Kind::File { .. } => "file",
-        Kind::Directory { .. } => "directory",
-        Kind::Symlink { .. } => "symlink",
-        Kind::Collected { .. } => "collected",
-    };
-    let indistinct = matches!(change, Change::Modified { from, to, .. } if is_indistinct(from, to));
-    let path = change.path().to_string();
-    DiffLine { change: name.into(), kind: kind.into(), path, from: None, size, indistinct }
-}
-
-fn same_content(a: &Kind, b: &Kind) -> bool {
-    match (a, b) {
-        (Kind::File { content: a, .. }, Kind::File { content: b, .. }) => a == b,
-        (Kind::Directory { .. }, Kind::Directory { .. }) => true,
-        (a, b) => a == b,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use syncd_shared::Directory;
 
     use super::*;
-    use syncd_shared::{Component, ContentHash, Entry, Generation, Metadata, Timestamp};
+    use crate::admin::protocol::ChangeCounts;
+    use syncd_shared::{Component, ContentHash, Entry, Generation, Kind, Metadata, Timestamp};
 
     fn replies(directory: &DataDirectory, request: Request) -> Vec<Reply> {
         let mut replies = Vec::new();

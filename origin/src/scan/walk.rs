@@ -5,14 +5,16 @@
 //! subdirectories are finished. Only directories on the current path, and those that wait for a read, are in
 //! memory.
 
+mod finished;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
 use rustix::fs::FileType;
 use syncd_shared::diff::DirectorySource as _;
-use syncd_shared::directory::{Edits, Pair, edit};
+use syncd_shared::directory::Edits;
 use syncd_shared::limits::SYMLINK_TARGET_MAX_BYTES;
-use syncd_shared::{Component, Directory, Entry, Kind, Metadata, ObjectHash, RootEntry, Totals, TreePath};
+use syncd_shared::{Component, Entry, Kind, Metadata, ObjectHash, RootEntry, TreePath};
 use tokio_util::sync::CancellationToken;
 
 use super::content::{Content, ContentReader};
@@ -22,9 +24,7 @@ use super::known_directory::KnownDirectory;
 use super::links::Links;
 use super::listing::{Listed, LookedUp, OpenDirectory};
 use super::notices::{Loss, Notices};
-use super::pending::{
-    FoundEntries, Names, NewRecord, Pending, Previous, pairs, really_differs, same_but_time,
-};
+use super::pending::{FoundEntries, Names, NewRecord, Pending, Previous};
 use super::pool::{Done, Job, Pool};
 use super::private_names::looks_private;
 use super::scope::{Plan, Scope};
@@ -32,7 +32,7 @@ use super::stat_record::{Own, ReadFile, StatRecord};
 use super::stat_rows;
 use super::symlink_target::leaves_tree;
 use super::task::{Known, Place, Task, join};
-use super::{MtimePolicy, Progress, ScanOptions, SymlinkPolicy, Withheld, content_paths};
+use super::{MtimePolicy, Progress, ScanOptions, SymlinkPolicy, Withheld};
 use crate::store::Writer;
 use crate::tree_objects::{TreeObjectError, TreeObjects};
 use crate::watch::{Hints, Watch};
@@ -120,6 +120,30 @@ struct Walk<'scope, 'env, F> {
     pending: HashMap<u64, Pending>,
     next: u64,
     walked: Walked,
+}
+
+/// The directory whose names are processed.
+struct Here<'a> {
+    id: u64,
+    path: &'a TreePath,
+    known: &'a Known,
+    task: Task<'a>,
+    rules: &'a IgnoreRules,
+}
+
+impl Here<'_> {
+    /// The entry of a name in the base.
+    fn before(&self, name: &Component) -> Option<&Entry> {
+        self.known.previous.as_ref().and_then(|previous| previous.get(name))
+    }
+}
+
+/// Object and metadata of an entry that is a directory.
+fn directory_of(entry: Option<&Entry>) -> Option<(ObjectHash, Metadata)> {
+    entry.and_then(|entry| match entry.kind {
+        Kind::Directory { object, .. } => Some((object, entry.metadata)),
+        Kind::File { .. } | Kind::Symlink { .. } | Kind::Collected { .. } => None,
+    })
 }
 
 impl<'scope, 'env, F> Walk<'scope, 'env, F>
@@ -253,15 +277,21 @@ where
         let id = self.begin(seen, FoundEntries::Planned(planned), record);
         for (name, plan) in below {
             let entry = previous.as_ref().and_then(|previous| previous.get(name));
-            let child = join(&path, name)?;
-            self.descend((id, name.clone()), child, entry, Task::of(plan), rules, None)?;
+            let place = Place {
+                path: join(&path, name)?,
+                parent: Some((id, name.clone())),
+                previous: directory_of(entry),
+                rules: rules.clone(),
+                source: None,
+            };
+            self.descend(id, place, Task::of(plan))?;
         }
         for (name, _) in names.iter().filter(|(_, listed)| listed.is_none()) {
             self.pass.links.forget(&path, name);
         }
         let names = names.into_iter().filter_map(|(_, listed)| listed).collect();
         let known = Known { previous, record: before, source: None, whole: false };
-        self.names(id, &path, names, &known, task, rules)?;
+        self.names(&Here { id, path: &path, known: &known, task, rules }, names)?;
         self.release(id)
     }
 
@@ -301,77 +331,82 @@ where
         let record = NewRecord::All(StatRecord { own, ignore_file, files: Vec::new() }, rows);
         let placed = self.pass.options.collected.in_directory(&path).cloned().collect();
         let id = self.begin(seen, FoundEntries::All(placed), record);
-        self.names(id, &path, listing.names, &known, task, &rules)?;
+        self.names(&Here { id, path: &path, known: &known, task, rules: &rules }, listing.names)?;
         self.release(id)
     }
 
     /// Processes the current names of a directory.
-    fn names(
-        &mut self,
-        id: u64,
-        path: &TreePath,
-        names: Vec<Listed>,
-        known: &Known,
-        task: Task<'_>,
-        rules: &IgnoreRules,
-    ) -> Result<(), ScanError> {
+    fn names(&mut self, here: &Here<'_>, names: Vec<Listed>) -> Result<(), ScanError> {
         let mut directories = Vec::new();
         for listed in names {
             if is_own(&listed.name) {
                 continue;
             }
-            let child = join(path, &listed.name)?;
-            if self.collected(&child).is_some() {
-                continue;
-            }
-            if rules.excludes(&child, listed.stat.is_directory()) {
+            let child = join(here.path, &listed.name)?;
+            if self.collected(&child).is_some() || here.rules.excludes(&child, listed.stat.is_directory()) {
                 continue;
             }
             if listed.stat.full_mode & 0o6000 != 0 && listed.stat.kind != FileType::Symlink {
                 self.pass.notices.tell(Loss::SetId, &child);
             }
-            let before = known.previous.as_ref().and_then(|previous| previous.get(&listed.name));
-            if before.is_none() && looks_private(listed.name.as_bytes()) {
+            if here.before(&listed.name).is_none() && looks_private(listed.name.as_bytes()) {
                 self.pass.notices.looks_private(&child);
             }
-            match listed.stat.kind {
-                FileType::Directory => directories.push((child, listed)),
-                FileType::RegularFile if self.pass.withheld.contains_key(&child) => {
+            if listed.stat.is_directory() {
+                directories.push((child, listed));
+            } else {
+                self.leaf(here, child, listed)?;
+            }
+        }
+        directories.into_iter().try_for_each(|(child, listed)| self.subdirectory(here, child, listed))
+    }
+
+    /// Processes a name that is no directory.
+    fn leaf(&mut self, here: &Here<'_>, child: TreePath, listed: Listed) -> Result<(), ScanError> {
+        let before = here.before(&listed.name);
+        match listed.stat.kind {
+            FileType::RegularFile => {
+                if let Some(published) = self.pass.withheld.get(&child) {
                     // Without a record, so that the file is read once it is quiet.
-                    let published = self.pass.withheld.get(&child).and_then(Option::as_ref);
-                    published.filter(|entry| !entry.is_directory()).into_iter().for_each(|entry| {
-                        self.add(id, entry.clone());
-                    });
+                    if let Some(entry) = published.as_ref().filter(|entry| !entry.is_directory()) {
+                        self.add(here.id, entry.clone());
+                    }
+                    return Ok(());
                 }
-                FileType::RegularFile => {
-                    self.pass.links.saw(path, &listed.name, &listed.stat);
-                    self.file(id, child, listed, before, known.record.as_ref())?;
-                }
-                FileType::Symlink => self.symlink(id, child, listed, before)?,
-                _ => {
-                    self.pass.notices.tell(Loss::Special, &child);
-                    self.walked.skipped.insert(child);
-                }
+                self.pass.links.saw(here.path, &listed.name, &listed.stat);
+                self.file(here, child, listed)
+            }
+            FileType::Symlink => self.symlink(here.id, child, listed, before),
+            _ => {
+                self.pass.notices.tell(Loss::Special, &child);
+                self.walked.skipped.insert(child);
+                Ok(())
             }
         }
-        for (child, listed) in directories {
-            let plan = task.below(&listed.name);
-            let before = known.previous.as_ref().and_then(|previous| previous.get(&listed.name));
-            let before = before.filter(|entry| entry.is_directory());
-            let whole = known.whole || before.is_none() || plan.is_some_and(|plan| plan.whole);
-            match before {
-                Some(entry) if !whole && plan.is_none() && self.is_unchanged(&child, &listed.stat)? => {
-                    self.add(id, Entry { metadata: listed.stat.metadata(), ..entry.clone() });
-                }
-                _ => {
-                    let list = whole || plan.is_none_or(|plan| plan.list);
-                    let source = known.source.as_ref().and_then(|source| source.join(&listed.name).ok());
-                    let task = Task { list, whole, plan };
-                    self.descend((id, listed.name), child, before, task, rules, source)?;
-                }
+    }
+
+    /// Descends into a subdirectory, or takes it as it was.
+    fn subdirectory(&mut self, here: &Here<'_>, child: TreePath, listed: Listed) -> Result<(), ScanError> {
+        let (known, plan) = (here.known, here.task.below(&listed.name));
+        let before = here.before(&listed.name).filter(|entry| entry.is_directory());
+        let whole = known.whole || before.is_none() || plan.is_some_and(|plan| plan.whole);
+        match before {
+            Some(entry) if !whole && plan.is_none() && self.is_unchanged(&child, &listed.stat)? => {
+                self.add(here.id, Entry { metadata: listed.stat.metadata(), ..entry.clone() });
+                Ok(())
+            }
+            _ => {
+                let list = whole || plan.is_none_or(|plan| plan.list);
+                let place = Place {
+                    path: child,
+                    previous: directory_of(before),
+                    rules: here.rules.clone(),
+                    source: known.source.as_ref().and_then(|source| source.join(&listed.name).ok()),
+                    parent: Some((here.id, listed.name)),
+                };
+                self.descend(here.id, place, Task { list, whole, plan })
             }
         }
-        Ok(())
     }
 
     /// The collected directory that is published at a path.
@@ -385,22 +420,9 @@ where
         Ok(record.as_deref().and_then(Own::of_record) == Some(Own::of(stat)))
     }
 
-    fn descend(
-        &mut self,
-        parent: (u64, Component),
-        path: TreePath,
-        before: Option<&Entry>,
-        task: Task<'_>,
-        rules: &IgnoreRules,
-        source: Option<TreePath>,
-    ) -> Result<(), ScanError> {
-        let previous = before.and_then(|entry| match entry.kind {
-            Kind::Directory { object, .. } => Some((object, entry.metadata)),
-            Kind::File { .. } | Kind::Symlink { .. } | Kind::Collected { .. } => None,
-        });
-        let id = parent.0;
+    /// Visits a subdirectory of the directory with this ID.
+    fn descend(&mut self, id: u64, place: Place, task: Task<'_>) -> Result<(), ScanError> {
         self.wait(id);
-        let place = Place { path, parent: Some(parent), previous, rules: rules.clone(), source };
         if !self.visit(place, task)? {
             // The subdirectory vanished, so its parent must be listed again.
             if let Some(pending) = self.pending.get(&id) {
@@ -411,16 +433,10 @@ where
         Ok(())
     }
 
-    fn file(
-        &mut self,
-        id: u64,
-        path: TreePath,
-        listed: Listed,
-        before: Option<&Entry>,
-        record: Option<&StatRecord>,
-    ) -> Result<(), ScanError> {
+    fn file(&mut self, here: &Here<'_>, path: TreePath, listed: Listed) -> Result<(), ScanError> {
+        let (id, before) = (here.id, here.before(&listed.name));
         let fingerprint = listed.stat.fingerprint;
-        let known = record.and_then(|record| record.known(&listed.name, &fingerprint));
+        let known = here.known.record.as_ref().and_then(|record| record.known(&listed.name, &fingerprint));
         if let Some(known) = known
             && !self.pass.options.read_all
             && self.is_stored(known, before)?
@@ -560,113 +576,6 @@ where
             }
         }
     }
-
-    /// Builds the directory's object and adds it to the parent, whose ID is returned.
-    fn finish(&mut self, pending: Pending) -> Result<Option<u64>, ScanError> {
-        let Pending { path, parent, own, previous, entries, mut real, record, .. } = pending;
-        let names: BTreeSet<Component> = match &entries {
-            FoundEntries::All(_) => BTreeSet::new(),
-            FoundEntries::Planned(edits) => edits.keys().cloned().collect(),
-        };
-        let Finished { object, totals, changes } = self.object(&path, previous.as_ref(), entries)?;
-        real |= previous.is_none() || changes.iter().any(really_differs);
-        for pair in &changes {
-            content_paths::tell(self.pass.writer, &path, pair)?;
-            self.forget_lost(&path, pair)?;
-        }
-        self.walked.records_changed |= match record {
-            NewRecord::Unchanged => false,
-            NewRecord::All(mut record, before) => {
-                record.files.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-                stat_rows::put_whole(self.pass.writer, &path, &record, &before)?
-            }
-            NewRecord::Planned(mut record) => {
-                record.files.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-                stat_rows::put_names(self.pass.writer, &path, &record, &names)?
-            }
-        };
-        let metadata = own.metadata();
-        if let Some(before) = previous.map(|previous| previous.metadata) {
-            if before != metadata && same_but_time(&before, &metadata) {
-                self.walked.times_only.insert(path);
-            }
-            if parent.is_none() {
-                real |= !same_but_time(&before, &metadata);
-            }
-        }
-        let Some((parent, name)) = parent else {
-            self.walked.root = Some(RootEntry { object, metadata, totals });
-            self.walked.real = real;
-            return Ok(None);
-        };
-        if let Some(above) = self.pending.get_mut(&parent) {
-            above.entries.add(Entry { name, metadata, kind: Kind::Directory { object, totals } });
-            above.real |= real;
-        }
-        Ok(Some(parent))
-    }
-
-    /// Makes the object of a directory.
-    fn object(
-        &self,
-        path: &TreePath,
-        previous: Option<&Previous>,
-        entries: FoundEntries,
-    ) -> Result<Finished, ScanError> {
-        let too_much = || ScanError::Totals { directory: path.clone() };
-        let (entries, previous) = match (entries, previous) {
-            (FoundEntries::Planned(edits), Some(previous)) => return self.edited(path, previous, edits),
-            (FoundEntries::Planned(edits), None) => (edits.into_values().flatten().collect(), None),
-            (FoundEntries::All(entries), previous) => (entries, previous),
-        };
-        let directory = Directory::new(entries)
-            .map_err(|source| ScanError::Duplicate { directory: path.clone(), source })?;
-        let totals = directory.totals().ok_or_else(too_much)?;
-        let changes = pairs(previous.map_or(&[], Previous::entries), directory.entries());
-        let object = match previous {
-            Some(previous) if changes.is_empty() => previous.object,
-            _ => self.pass.writer.put_directory(&directory)?,
-        };
-        Ok(Finished { object, totals, changes })
-    }
-
-    /// The object of a directory in which only these names may have changed.
-    fn edited(&self, path: &TreePath, previous: &Previous, mut edits: Edits) -> Result<Finished, ScanError> {
-        edits.retain(|name, entry| previous.get(name) != entry.as_ref());
-        let pair = |(name, entry): (&Component, &Option<Entry>)| (previous.get(name).cloned(), entry.clone());
-        let changes: Vec<Pair> = edits.iter().map(pair).collect();
-        if changes.is_empty() {
-            return Ok(Finished { object: previous.object, totals: previous.totals, changes });
-        }
-        let objects = TreeObjects::Writer(self.pass.writer);
-        let built = edit(&objects, Some(previous.object), &edits).map_err(failed(path))?;
-        let object = self.pass.writer.put_pages(&built)?;
-        // The pages do not decode if their sums are too large.
-        let page = objects.page(&object).map_err(|_| ScanError::Totals { directory: path.clone() })?;
-        Ok(Finished { object, totals: page.totals(), changes })
-    }
-
-    /// Removes records and watches of a directory that is no longer in the tree.
-    fn forget_lost(&self, path: &TreePath, (before, after): &Pair) -> Result<(), ScanError> {
-        if let Some(entry) = before.as_ref().filter(|before| before.is_directory())
-            && !after.as_ref().is_some_and(Entry::is_directory)
-        {
-            let lost = join(path, &entry.name)?;
-            self.pass.writer.remove_stat_subtree(lost.as_bytes())?;
-            self.pass.links.forget_subtree(&lost);
-            if let Some(watch) = self.pass.watch {
-                watch.forget_subtree(&lost);
-            }
-        }
-        Ok(())
-    }
-}
-
-/// The object of a directory, and the names that differ from the base.
-struct Finished {
-    object: ObjectHash,
-    totals: Totals,
-    changes: Vec<Pair>,
 }
 
 fn failed(path: &TreePath) -> impl Fn(TreeObjectError) -> ScanError {
