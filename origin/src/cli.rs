@@ -25,14 +25,13 @@ use syncd_runtime::output::{self, note};
 use syncd_runtime::{act_as, manual};
 
 use crate::admin;
-use crate::admin::RolloutAction;
 use crate::admin::offline::{DataDirectory, join_address};
 use crate::admin::protocol::{NodeRequest, Reply, Request, Wait};
 use crate::keys::Keys;
 use crate::service;
 
 pub use self::arguments::{Cli, HTTP, LISTEN, join_wait};
-use self::arguments::{Command, Json, NodeArgs, Report, RolloutCommand, TokenAction};
+use self::arguments::{Command, CommitArgs, Json, NodeArgs, Report, RollbackArgs, TokenAction};
 use self::printer::{Print, Printer, described};
 use self::serve::serve_until_signal;
 use self::summary::Summary;
@@ -64,40 +63,16 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Key { data, action } => key::run(&data.data, action).await,
         Command::Serve(serve) => serve_until_signal(*serve).await,
-        Command::Token { data, ttl, uses, action } => match action {
-            None => ask(&data.data, Request::Token { ttl_s: ttl.as_secs(), uses }, Print::default()).await,
-            Some(TokenAction::List { json }) => ask(&data.data, Request::Tokens, Print::of(&json)).await,
-            Some(TokenAction::Revoke { id }) => {
-                ask(&data.data, Request::RevokeToken { id }, Print::default()).await
-            }
-        },
-        Command::Backup { data, directory } => {
-            let directory = std::path::absolute(directory).context("the directory for the backup")?;
-            let code =
-                ask(&data.data, Request::Backup { directory: directory.clone() }, Print::default()).await?;
-            check_backup_is_here(&directory)?;
-            Ok(code)
+        Command::Token { data, ttl, uses, action } => {
+            let (request, print) = match action {
+                None => (Request::Token { ttl_s: ttl.as_secs(), uses }, Print::default()),
+                Some(TokenAction::List { json }) => (Request::Tokens, Print::of(&json)),
+                Some(TokenAction::Revoke { id }) => (Request::RevokeToken { id }, Print::default()),
+            };
+            ask(&data.data, request, print).await
         }
-        Command::Commit { data, dry_run: true, json, .. } => {
-            let request = Request::Diff { from: None, to: None, pending: true };
-            ask(&data.data, request, Print { dry_run: true, ..Print::of(&json) }).await
-        }
-        Command::Commit {
-            data,
-            label,
-            wait,
-            allow_mass_deletion,
-            rescan,
-            rollout,
-            now,
-            report,
-            json,
-            ..
-        } => {
-            let wait = wait.request();
-            let request = Request::Commit { label, allow_mass_deletion, rescan, rollout, now, wait };
-            reported(&data.data, request, &report, &json).await
-        }
+        Command::Backup { data, directory } => back_up(&data.data, &directory).await,
+        Command::Commit(commit) => self::commit(commit).await,
         Command::Wait { generation, data, timeout, require_all, report, json } => {
             let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
             let request = Request::Wait { generation, wait: Wait { timeout_ms, require_all } };
@@ -106,18 +81,14 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Status { data, json, watch: true, .. } if !json.json && std::io::stdout().is_terminal() => {
             watch::watch(&data.data).await
         }
-        // In a pipe or file the statuses follow each other.
-        Command::Status { data, json, watch, check } => loop {
+        Command::Status { data, json, watch, check } => {
             let print = Print { check, ..Print::of(&json) };
-            let code = ask(&data.data, Request::Status, print).await?;
-            if !watch {
-                return Ok(code);
+            if watch {
+                statuses(&data.data, print).await
+            } else {
+                ask(&data.data, Request::Status, print).await
             }
-            if !json.json {
-                output::line("")?;
-            }
-            tokio::time::sleep(Duration::from_secs(1)).await;
-        },
+        }
         Command::History { data, json } => ask(&data.data, Request::History, Print::of(&json)).await,
         Command::Events { data, follow, json } => {
             ask(&data.data, Request::Events { follow }, Print::of(&json)).await
@@ -127,23 +98,10 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             let print = Print { stat, ..Print::of(&json) };
             ask(&data.data, Request::Diff { from, to, pending }, print).await
         }
-        Command::Rollback { data, generation, yes, wait, json } => {
-            let generation = match confirmed(&data.data, generation, yes).await? {
-                Confirmed::Yes(generation) => generation,
-                Confirmed::No => return Ok(ExitCode::FAILURE),
-            };
-            let request = Request::Rollback { generation, wait: wait.request() };
-            ask(&data.data, request, Print::of(&json)).await
-        }
+        Command::Rollback(rollback) => roll_back(rollback).await,
         Command::Rollout { data, action } => {
-            let (action, print) = match action {
-                RolloutCommand::Status { json } => (RolloutAction::Status, Print::of(&json)),
-                RolloutCommand::Pause => (RolloutAction::Pause, Print::default()),
-                RolloutCommand::Resume => (RolloutAction::Resume, Print::default()),
-                RolloutCommand::Promote => (RolloutAction::Promote, Print::default()),
-                RolloutCommand::Abort => (RolloutAction::Abort, Print::default()),
-            };
-            ask(&data.data, Request::Rollout { action }, print).await
+            let (request, print) = action.request();
+            ask(&data.data, request, print).await
         }
         Command::Collected { data, action } => {
             let (request, print) = action.request()?;
@@ -173,6 +131,44 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             manual::write_pages(Cli::command(), &directory).context("write the man pages")?;
             Ok(ExitCode::SUCCESS)
         }
+    }
+}
+
+async fn back_up(data: &Path, directory: &Path) -> anyhow::Result<ExitCode> {
+    let directory = std::path::absolute(directory).context("the directory for the backup")?;
+    let code = ask(data, Request::Backup { directory: directory.clone() }, Print::default()).await?;
+    check_backup_is_here(&directory)?;
+    Ok(code)
+}
+
+async fn commit(commit: CommitArgs) -> anyhow::Result<ExitCode> {
+    let CommitArgs { data, label, wait, allow_mass_deletion, rescan, rollout, now, .. } = commit;
+    if commit.dry_run {
+        let request = Request::Diff { from: None, to: None, pending: true };
+        return ask(&data.data, request, Print { dry_run: true, ..Print::of(&commit.json) }).await;
+    }
+    let wait = wait.request();
+    let request = Request::Commit { label, allow_mass_deletion, rescan, rollout, now, wait };
+    reported(&data.data, request, &commit.report, &commit.json).await
+}
+
+async fn roll_back(rollback: RollbackArgs) -> anyhow::Result<ExitCode> {
+    let RollbackArgs { data, generation, yes, wait, json } = rollback;
+    let generation = match confirmed(&data.data, generation, yes).await? {
+        Confirmed::Yes(generation) => generation,
+        Confirmed::No => return Ok(ExitCode::FAILURE),
+    };
+    ask(&data.data, Request::Rollback { generation, wait: wait.request() }, Print::of(&json)).await
+}
+
+/// Prints one status a second until a signal stops the command, for a pipe or file.
+async fn statuses(data: &Path, print: Print) -> anyhow::Result<ExitCode> {
+    loop {
+        ask(data, Request::Status, print).await?;
+        if !print.json {
+            output::line("")?;
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }
 

@@ -21,6 +21,7 @@ use super::help;
 use super::key::KeyAction;
 use super::printer::Print;
 use super::serve::Serve;
+use crate::admin::RolloutAction;
 use crate::admin::protocol::{Request, Wait};
 use crate::publish::PublishAction;
 
@@ -127,39 +128,7 @@ pub(super) enum Command {
     },
     /// Publish the tree as it is now, and print the number of the new generation.
     #[command(after_help = help::COMMIT)]
-    Commit {
-        #[command(flatten)]
-        data: Data,
-        /// Label of the generation: one line of text.
-        #[arg(short = 'm', long = "label", default_value = "", hide_default_value = true, value_name = "LABEL", value_parser = label)]
-        label: String,
-        #[command(flatten)]
-        wait: WaitArgs,
-        /// Publish even if the tree became empty, lost more than half of its entries (if it had at least 20)
-        /// or of its bytes (if it had at least 20 files), or lost a mount.
-        #[arg(long)]
-        allow_mass_deletion: bool,
-        /// Read every file, even if its times are unchanged. Finds changes that cause no event, such as
-        /// writes through a memory map. Takes as long as reading the whole tree.
-        #[arg(long)]
-        rescan: bool,
-        /// Policy by which the generation goes to the nodes: `each`, `together`, or a table `[rollout.NAME]`
-        /// of the origin's configuration file [default: that of `serve`]. Ends a rollout that is running.
-        #[arg(long, value_name = "POLICY")]
-        rollout: Option<String>,
-        /// Give the generation to all nodes at once, without steps and checks. Ends a rollout that is
-        /// running.
-        #[arg(long, conflicts_with = "rollout")]
-        now: bool,
-        /// Publish nothing: list what a commit would change, with the sum, and say whether it would be
-        /// refused.
-        #[arg(long, conflicts_with_all = ["wait", "rollout", "now", "rescan", "label", "events", "summary"])]
-        dry_run: bool,
-        #[command(flatten)]
-        report: Report,
-        #[command(flatten)]
-        json: Json,
-    },
+    Commit(CommitArgs),
     /// Wait until a generation, or a later one, is live on the nodes.
     #[command(after_help = help::WAIT)]
     Wait {
@@ -243,21 +212,7 @@ pub(super) enum Command {
     },
     /// Publish the tree of an earlier generation again, as a new generation.
     #[command(after_help = help::ROLLBACK)]
-    Rollback {
-        #[command(flatten)]
-        data: Data,
-        /// Generation whose tree is published again [default: the one before the generation in effect that
-        /// was released and not rolled back].
-        #[arg(value_parser = generation_number)]
-        generation: Option<u64>,
-        /// Do not ask on a terminal.
-        #[arg(long)]
-        yes: bool,
-        #[command(flatten)]
-        wait: WaitArgs,
-        #[command(flatten)]
-        json: Json,
-    },
+    Rollback(RollbackArgs),
     /// Show or steer the rollout that is running.
     #[command(after_help = help::ROLLOUT)]
     Rollout {
@@ -378,14 +333,14 @@ impl Command {
             Self::Init { data, .. }
             | Self::Token { data, .. }
             | Self::Key { data, .. }
-            | Self::Commit { data, .. }
+            | Self::Commit(CommitArgs { data, .. })
             | Self::Wait { data, .. }
             | Self::Status { data, .. }
             | Self::History { data, .. }
             | Self::Events { data, .. }
             | Self::Audit { data, .. }
             | Self::Diff { data, .. }
-            | Self::Rollback { data, .. }
+            | Self::Rollback(RollbackArgs { data, .. })
             | Self::Rollout { data, .. }
             | Self::Collected { data, .. }
             | Self::Drain(NodeArgs { data, .. })
@@ -404,6 +359,58 @@ impl Command {
         };
         Some(&data.data)
     }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct CommitArgs {
+    #[command(flatten)]
+    pub(super) data: Data,
+    /// Label of the generation: one line of text.
+    #[arg(short = 'm', long = "label", default_value = "", hide_default_value = true, value_name = "LABEL", value_parser = label)]
+    pub(super) label: String,
+    #[command(flatten)]
+    pub(super) wait: WaitArgs,
+    /// Publish even if the tree became empty, lost more than half of its entries (if it had at least 20)
+    /// or of its bytes (if it had at least 20 files), or lost a mount.
+    #[arg(long)]
+    pub(super) allow_mass_deletion: bool,
+    /// Read every file, even if its times are unchanged. Finds changes that cause no event, such as
+    /// writes through a memory map. Takes as long as reading the whole tree.
+    #[arg(long)]
+    pub(super) rescan: bool,
+    /// Policy by which the generation goes to the nodes: `each`, `together`, or a table `[rollout.NAME]`
+    /// of the origin's configuration file [default: that of `serve`]. Ends a rollout that is running.
+    #[arg(long, value_name = "POLICY")]
+    pub(super) rollout: Option<String>,
+    /// Give the generation to all nodes at once, without steps and checks. Ends a rollout that is
+    /// running.
+    #[arg(long, conflicts_with = "rollout")]
+    pub(super) now: bool,
+    /// Publish nothing: list what a commit would change, with the sum, and say whether it would be
+    /// refused.
+    #[arg(long, conflicts_with_all = ["wait", "rollout", "now", "rescan", "label", "events", "summary"])]
+    pub(super) dry_run: bool,
+    #[command(flatten)]
+    pub(super) report: Report,
+    #[command(flatten)]
+    pub(super) json: Json,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RollbackArgs {
+    #[command(flatten)]
+    pub(super) data: Data,
+    /// Generation whose tree is published again [default: the one before the generation in effect that
+    /// was released and not rolled back].
+    #[arg(value_parser = generation_number)]
+    pub(super) generation: Option<u64>,
+    /// Do not ask on a terminal.
+    #[arg(long)]
+    pub(super) yes: bool,
+    #[command(flatten)]
+    pub(super) wait: WaitArgs,
+    #[command(flatten)]
+    pub(super) json: Json,
 }
 
 /// Reports of a commit for the steps of a pipeline.
@@ -440,6 +447,20 @@ pub(super) enum RolloutCommand {
     Promote,
     /// End the rollout: the tree of before is published again, and nothing automatically until `commit`.
     Abort,
+}
+
+impl RolloutCommand {
+    /// The request, and how its answer is printed.
+    pub(super) fn request(&self) -> (Request, Print) {
+        let (action, print) = match self {
+            Self::Status { json } => (RolloutAction::Status, Print::of(json)),
+            Self::Pause => (RolloutAction::Pause, Print::default()),
+            Self::Resume => (RolloutAction::Resume, Print::default()),
+            Self::Promote => (RolloutAction::Promote, Print::default()),
+            Self::Abort => (RolloutAction::Abort, Print::default()),
+        };
+        (Request::Rollout { action }, print)
+    }
 }
 
 #[derive(Debug, Subcommand)]

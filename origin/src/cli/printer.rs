@@ -299,16 +299,7 @@ impl Printer {
 
     /// Handles a reply. Returns the exit code with the last one.
     pub(super) fn take(&mut self, reply: Reply) -> anyhow::Result<Option<ExitCode>> {
-        let json = self.print.json;
         match reply {
-            Reply::Status(status) => {
-                self.verdict = Some(status.verdict());
-                if json {
-                    output::line(serde_json::to_string(&status)?)?;
-                } else {
-                    output::line(Status::to_text(&status).trim_end())?;
-                }
-            }
             Reply::Generation(line) => {
                 self.event(&Event::Generation(&line))?;
                 self.generation(line);
@@ -322,58 +313,12 @@ impl Printer {
                 self.refused = true;
                 note(format_args!("not published: {reason}"));
             }
-            Reply::Token { token, about, address } => {
-                let TokenLine { id, expires, uses_left, .. } = about;
-                let agents = counted(uses_left.into(), "agent", "agents");
-                note(format_args!("token {id}, for {agents} until {expires}; on the web node:"));
-                note(format_args!(
-                    "  SYNCD_TOKEN={token} syncd-agent join {address} --root /var/lib/syncd/agent"
-                ));
-                output::line(token)
-                    .context("the token was made but not printed: it expires on its own; make another one")?;
+            Reply::Status(status) => {
+                self.verdict = Some(status.verdict());
+                self.answer(Reply::Status(status))?;
             }
-            Reply::Publish(publish) if json => output::line(serde_json::to_string(&publish)?)?,
-            Reply::Publish(publish) => output::line(publish.to_text())?,
-            Reply::Collected(line) if json => output::line(serde_json::to_string(&line)?)?,
-            Reply::Collected(line) => output::line(line.to_text())?,
-            Reply::Conflict(line) if json => output::line(serde_json::to_string(&line)?)?,
-            Reply::Conflict(line) => output::line(line.to_text())?,
-            Reply::Version(line) if json => output::line(serde_json::to_string(&line)?)?,
-            Reply::Version(line) => output::line(line.to_text())?,
-            Reply::Rollout { rollout } if json => output::line(serde_json::to_string(&rollout)?)?,
-            Reply::Rollout { rollout: None } => note("nothing was rolled out in steps or together"),
-            Reply::Rollout { rollout: Some(rollout) } => output::line(rollout.to_text().trim_end())?,
-            Reply::RollbackTarget { from, to } => {
-                note(format_args!("from {} to {}", described(&from), described(&to)));
-            }
-            Reply::Keys(keys) if json => output::line(serde_json::to_string(&keys)?)?,
-            Reply::Keys(keys) => output::line(key::shown(&keys))?,
-            Reply::Page(PageLine { link, sha256, expires }) => {
-                if let (Some(sha256), Some(expires)) = (sha256, expires) {
-                    note(format_args!(
-                        "good once, until {expires}. The browser warns of the certificate: compare"
-                    ));
-                    note(format_args!("  SHA-256 {sha256}"));
-                }
-                output::line(link)?;
-            }
-            Reply::Document { text } => output::line(text.trim_end())?,
-            Reply::TokenListed(token) if json => output::line(serde_json::to_string(&token)?)?,
-            Reply::TokenListed(token) => output::line(format_args!(
-                "{}  expires {}  uses left {}",
-                token.id, token.expires, token.uses_left
-            ))?,
-            Reply::History(line) if json => output::line(serde_json::to_string(&line)?)?,
-            Reply::History(line) => self.history(&line)?,
-            Reply::Event(line) if json => output::line(serde_json::to_string(&line)?)?,
-            Reply::Event(line) => output::line(format_args!("{}  {}", line.at, line.what))?,
-            Reply::Deed(line) if json => output::line(serde_json::to_string(&line)?)?,
-            Reply::Deed(line) => output::line(format_args!("{}  {}", line.at, line.what))?,
+            Reply::History(line) if !self.print.json => self.history(&line)?,
             Reply::Diff(line) => self.difference(&line)?,
-            Reply::Progress { bytes, total_bytes } => {
-                note(format_args!("{} of {}", HumanBytes(bytes), HumanBytes(total_bytes)));
-            }
-            Reply::Damage { damage } => output::line(format_args!("damaged: {damage}"))?,
             Reply::Remark { text } => {
                 self.event(&Event::Remark { text: &text })?;
                 self.note(&text);
@@ -392,7 +337,90 @@ impl Printer {
                 }
                 bail!(message)
             }
+            reply => self.answer(reply)?,
         }
         Ok(None)
     }
+
+    /// Prints a reply that changes nothing here.
+    fn answer(&self, reply: Reply) -> anyhow::Result<()> {
+        if self.print.json
+            && let Some(line) = json(&reply)?
+        {
+            return Ok(output::line(line)?);
+        }
+        match reply {
+            Reply::Status(status) => output::line(Status::to_text(&status).trim_end())?,
+            Reply::Token { token, about, address } => issued(&token, &about, &address)?,
+            Reply::Publish(publish) => output::line(publish.to_text())?,
+            Reply::Collected(line) => output::line(line.to_text())?,
+            Reply::Conflict(line) => output::line(line.to_text())?,
+            Reply::Version(line) => output::line(line.to_text())?,
+            Reply::Rollout { rollout: None } => note("nothing was rolled out in steps or together"),
+            Reply::Rollout { rollout: Some(rollout) } => output::line(rollout.to_text().trim_end())?,
+            Reply::RollbackTarget { from, to } => {
+                note(format_args!("from {} to {}", described(&from), described(&to)));
+            }
+            Reply::Keys(keys) => output::line(key::shown(&keys))?,
+            Reply::Page(page) => page_link(page)?,
+            Reply::Document { text } => output::line(text.trim_end())?,
+            Reply::TokenListed(token) => output::line(format_args!(
+                "{}  expires {}  uses left {}",
+                token.id, token.expires, token.uses_left
+            ))?,
+            Reply::Event(line) => output::line(format_args!("{}  {}", line.at, line.what))?,
+            Reply::Deed(line) => output::line(format_args!("{}  {}", line.at, line.what))?,
+            Reply::Progress { bytes, total_bytes } => {
+                note(format_args!("{} of {}", HumanBytes(bytes), HumanBytes(total_bytes)));
+            }
+            Reply::Damage { damage } => output::line(format_args!("damaged: {damage}"))?,
+            // Taken before.
+            Reply::Generation(_)
+            | Reply::Node(_)
+            | Reply::Waiting { .. }
+            | Reply::WouldHold { .. }
+            | Reply::History(_)
+            | Reply::Diff(_)
+            | Reply::Remark { .. }
+            | Reply::Done { .. }
+            | Reply::Error { .. } => {}
+        }
+        Ok(())
+    }
+}
+
+/// The line of `--json`; `None` for a reply that has only text.
+fn json(reply: &Reply) -> Result<Option<String>, serde_json::Error> {
+    let line = match reply {
+        Reply::Status(status) => serde_json::to_string(status)?,
+        Reply::Publish(publish) => serde_json::to_string(publish)?,
+        Reply::Collected(line) => serde_json::to_string(line)?,
+        Reply::Conflict(line) => serde_json::to_string(line)?,
+        Reply::Version(line) => serde_json::to_string(line)?,
+        Reply::Rollout { rollout } => serde_json::to_string(rollout)?,
+        Reply::Keys(keys) => serde_json::to_string(keys)?,
+        Reply::TokenListed(token) => serde_json::to_string(token)?,
+        Reply::History(line) => serde_json::to_string(line)?,
+        Reply::Event(line) => serde_json::to_string(line)?,
+        Reply::Deed(line) => serde_json::to_string(line)?,
+        _ => return Ok(None),
+    };
+    Ok(Some(line))
+}
+
+/// Prints a new token, and on standard error how it is used.
+fn issued(token: &str, about: &TokenLine, address: &str) -> anyhow::Result<()> {
+    let TokenLine { id, expires, uses_left, .. } = about;
+    let agents = counted((*uses_left).into(), "agent", "agents");
+    note(format_args!("token {id}, for {agents} until {expires}; on the web node:"));
+    note(format_args!("  SYNCD_TOKEN={token} syncd-agent join {address} --root /var/lib/syncd/agent"));
+    output::line(token).context("the token was made but not printed: it expires on its own; make another one")
+}
+
+fn page_link(PageLine { link, sha256, expires }: PageLine) -> Result<(), OutputError> {
+    if let (Some(sha256), Some(expires)) = (sha256, expires) {
+        note(format_args!("good once, until {expires}. The browser warns of the certificate: compare"));
+        note(format_args!("  SHA-256 {sha256}"));
+    }
+    output::line(link)
 }
