@@ -4,6 +4,7 @@
 mod error;
 mod options;
 mod pages;
+mod parts;
 mod sockets;
 mod standby;
 mod upkeep;
@@ -14,36 +15,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use syncd_runtime::own_directory;
-use syncd_runtime::rate::Bucket;
-use syncd_shared::limits::PATH_MAX_BYTES;
-use syncd_shared::text::one_line;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::Admin;
-use crate::admin::offline::DataDirectory;
 use crate::audit::Audit;
 use crate::collected::{Collection, is_linked};
 pub use crate::commit::Trigger;
 use crate::commit::{CollectionGate, Committer, Parts, Sealer};
 use crate::events::Events;
 use crate::fleet::Fleet;
-use crate::http::metrics;
 use crate::keys::{Keys, KeysError};
-use crate::on_rollout::Herald;
 use crate::overlap;
 pub use crate::overlap::OverlapError;
 use crate::plan::{PlanBudget, Planner};
-use crate::publish::{Deposed, FencedCommits, PublishRequests, Publisher};
+use crate::publish::{Deposed, FencedCommits};
 pub use crate::publish::{PublishOptions, restore};
 pub use crate::purge::PurgeOptions;
-use crate::purge::Purger;
 pub use crate::scan::{MtimePolicy, SymlinkPolicy};
-use crate::serve::{self, Services};
 pub use crate::source::{GitOptions, Lfs, Mtime, Submodules};
 use crate::source::{GitTree, NewDirectories, TreeSource, WorkTree};
-use crate::state::OriginState;
 use crate::store::Store;
 use crate::watch::Watch;
 pub use error::StartError;
@@ -224,73 +216,14 @@ impl Origin {
     }
 
     fn serve(self, core: Core, sockets: Sockets) -> Result<Running, StartError> {
-        let Self { options, keys, store, collected, shutdown, tasks } = self;
-        let Core { planner, fleet, watch, new_directories, gate, committer } = core;
         let Sockets { grpc, grpc_address, http, http_address, page, admin } = sockets;
-        let deposed = deposed(&options);
-        let limit = options.bwlimit.map(|rate| Arc::new(Bucket::new(rate)));
-        let publish = options.publish.map(|publishing| {
-            let (store, keys) = (store.clone(), keys.clone());
-            let (planner, data) = (planner.clone(), options.data.clone());
-            let publisher = Publisher { store, keys, planner, data, options: publishing };
-            publisher.start(fleet.rollout(), shutdown.clone())
-        });
-        let publish = publish.transpose()?.map(|(requests, task)| {
-            tasks.spawn(task);
-            requests
-        });
-        let purge = options.purge.map(|options| {
-            let (fleet, rollout, committer) = (fleet.view(), fleet.rollout(), committer.view());
-            let (store, shutdown) = (store.clone(), shutdown.clone());
-            Purger { store, options, fleet, rollout, committer, shutdown }.start()
-        });
-        let purge = purge.transpose()?.map(|(view, task)| {
-            tasks.spawn(task);
-            view
-        });
-        if let Some(command) = options.on_rollout {
-            let (store, shutdown) = (store.clone(), shutdown.clone());
-            let (rollout, committer) = (fleet.rollout(), committer.view());
-            tasks.spawn(Herald { store, command, rollout, committer, shutdown }.run());
-        }
-        // A directory that is no longer configured stays in DATA, and is not offered to nodes.
-        let offered = collected.clone().filter(|_| !options.collected.is_empty());
-        let audit = Audit::open(&options.data)?;
-        let services = Services {
-            keys: keys.clone(),
-            fleet: fleet.clone(),
-            planner,
-            limit,
-            collected: offered,
-            locations: publish.as_ref().and_then(PublishRequests::locations),
-            audit: audit.clone(),
-        };
-        if let Some(collection) = &collected {
-            tasks.spawn(upkeep::expire_collected(collection.clone(), shutdown.clone()));
-        }
-        let agents = shutdown.child_token();
-        tasks.spawn(serve::serve(grpc, services, agents.clone())?);
-        tasks.spawn(leave_agents(deposed.clone(), agents));
-        tasks.spawn(upkeep::keep_certificate(keys.clone(), shutdown.clone()));
-        let (trouble, data_trouble) = watch::channel(None);
-        tasks.spawn(upkeep::watch_data(store.clone(), keys.clone(), trouble, shutdown.clone()));
-        let state = OriginState {
-            tree: one_line(&options.tree.display().to_string(), PATH_MAX_BYTES),
-            grpc_address,
-            http_address,
-            committer: committer.view(),
-            fleet: fleet.view(),
-            rollout: fleet.rollout(),
-            data_trouble,
-            deposed,
-            publish,
-            purge,
-            watch,
-        };
-        let directory = DataDirectory::new(store.clone(), keys.clone(), gate, Some(options.tree.clone()));
-        let directory = Arc::new(directory.with_collected(collected.clone()));
-        let data = options.data.clone();
-        let sources = metrics::Sources { state: state.clone(), store, keys, data, collected };
+        let extras = self.start_extras(&core)?;
+        let audit = Audit::open(&self.options.data)?;
+        self.serve_agents(grpc, &core, &extras, &audit)?;
+        let state = self.state(&core, extras, self.start_upkeep(), grpc_address, http_address);
+        let (directory, sources) = (self.directory(&core), self.sources(state.clone()));
+        let Self { options, shutdown, tasks, .. } = self;
+        let Core { fleet, new_directories, committer, .. } = core;
         let page = Ports { http, http_address, page }.serve(sources, directory.clone(), &tasks, &shutdown)?;
         let events = Events::start(&options.data, state.clone(), shutdown.clone(), &tasks)?;
         let (answered, asked) = (committer.clone(), fleet.clone());
