@@ -9,8 +9,9 @@ use syncd_shared::ed25519::SigningKey;
 use syncd_shared::identity::authority::{certificate_from_pem, certificate_to_pem};
 use syncd_shared::identity::{RootKey, SignedTrust, TrustDocument};
 
+use super::FORMAT_VERSION;
+use super::files::{parse_format, parse_signing_key, signing_key_text};
 use super::in_force::{earlier_text, parse_earlier, parse_trust, trust_text};
-use super::{FORMAT_VERSION, parse_format, parse_signing_key, signing_key_text};
 
 /// Parses `u8` kind of file (format, signing key, trust documents, a certificate, its key, earlier
 /// authorities, a trust document that travels, a root key), then its text.
