@@ -1,6 +1,7 @@
 //! The command line, a contract described in the README. Results go to standard output, everything else to
 //! standard error.
 
+mod actions;
 mod arguments;
 mod collected;
 mod configuration;
@@ -19,10 +20,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::CommandFactory as _;
+use syncd_runtime::act_as;
 use syncd_runtime::bucket::BucketUrl;
 use syncd_runtime::local_socket::{self, LocalSocketError};
+use syncd_runtime::manual::{self, Shell};
 use syncd_runtime::output::{self, note};
-use syncd_runtime::{act_as, manual};
 
 use crate::admin;
 use crate::admin::offline::{DataDirectory, join_address};
@@ -30,8 +32,9 @@ use crate::admin::protocol::{NodeRequest, Reply, Request, Wait};
 use crate::keys::Keys;
 use crate::service;
 
+use self::actions::{CommitArgs, NodeArgs, Report, RollbackArgs, TokenAction};
 pub use self::arguments::{Cli, HTTP, LISTEN, join_wait};
-use self::arguments::{Command, CommitArgs, Json, NodeArgs, Report, RollbackArgs, TokenAction};
+use self::arguments::{Command, Json};
 use self::printer::{Print, Printer, described};
 use self::serve::serve_until_signal;
 use self::summary::Summary;
@@ -64,11 +67,8 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Key { data, action } => key::run(&data.data, action).await,
         Command::Serve(serve) => serve_until_signal(*serve).await,
         Command::Token { data, ttl, uses, action } => {
-            let (request, print) = match action {
-                None => (Request::Token { ttl_s: ttl.as_secs(), uses }, Print::default()),
-                Some(TokenAction::List { json }) => (Request::Tokens, Print::of(&json)),
-                Some(TokenAction::Revoke { id }) => (Request::RevokeToken { id }, Print::default()),
-            };
+            let new = || (Request::Token { ttl_s: ttl.as_secs(), uses }, Print::default());
+            let (request, print) = action.map_or_else(new, TokenAction::request);
             ask(&data.data, request, print).await
         }
         Command::Backup { data, directory } => back_up(&data.data, &directory).await,
@@ -78,16 +78,8 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             let request = Request::Wait { generation, wait: Wait { timeout_ms, require_all } };
             reported(&data.data, request, &report, &json).await
         }
-        Command::Status { data, json, watch: true, .. } if !json.json && std::io::stdout().is_terminal() => {
-            watch::watch(&data.data).await
-        }
         Command::Status { data, json, watch, check } => {
-            let print = Print { check, ..Print::of(&json) };
-            if watch {
-                statuses(&data.data, print).await
-            } else {
-                ask(&data.data, Request::Status, print).await
-            }
+            status(&data.data, watch, Print { check, ..Print::of(&json) }).await
         }
         Command::History { data, json } => ask(&data.data, Request::History, Print::of(&json)).await,
         Command::Events { data, follow, json } => {
@@ -123,15 +115,19 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Promote { data } => ask(&data.data, Request::Promote, Print::default()).await,
         Command::Restore { data, from } => restore(data.data, from).await,
         Command::Config { action } => configuration::run(action),
-        Command::Completions { shell } => {
-            manual::print_completions(Cli::command(), shell)?;
-            Ok(ExitCode::SUCCESS)
-        }
-        Command::Man { directory } => {
-            manual::write_pages(Cli::command(), &directory).context("write the man pages")?;
-            Ok(ExitCode::SUCCESS)
-        }
+        Command::Completions { shell } => print_completions(shell),
+        Command::Man { directory } => write_manual(&directory),
     }
+}
+
+fn print_completions(shell: Shell) -> anyhow::Result<ExitCode> {
+    manual::print_completions(Cli::command(), shell)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn write_manual(directory: &Path) -> anyhow::Result<ExitCode> {
+    manual::write_pages(Cli::command(), directory).context("write the man pages")?;
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn back_up(data: &Path, directory: &Path) -> anyhow::Result<ExitCode> {
@@ -161,10 +157,17 @@ async fn roll_back(rollback: RollbackArgs) -> anyhow::Result<ExitCode> {
     ask(&data.data, Request::Rollback { generation, wait: wait.request() }, Print::of(&json)).await
 }
 
-/// Prints one status a second until a signal stops the command, for a pipe or file.
-async fn statuses(data: &Path, print: Print) -> anyhow::Result<ExitCode> {
+/// With `watch`, follows the status until a signal stops the command: on a screen of its own on a terminal,
+/// otherwise with one status after the other.
+async fn status(data: &Path, watch: bool, print: Print) -> anyhow::Result<ExitCode> {
+    if watch && !print.json && std::io::stdout().is_terminal() {
+        return watch::watch(data).await;
+    }
     loop {
-        ask(data, Request::Status, print).await?;
+        let code = ask(data, Request::Status, print).await?;
+        if !watch {
+            return Ok(code);
+        }
         if !print.json {
             output::line("")?;
         }
