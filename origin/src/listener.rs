@@ -32,7 +32,7 @@ use rustls::server::Acceptor;
 use socket2::SockRef;
 use syncd_runtime::channel::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT};
 use syncd_shared::identity::authority::peer_identity;
-use syncd_shared::identity::{AgentName, Busy};
+use syncd_shared::identity::{AgentName, Busy, PeerIdentity};
 use syncd_shared::limits::{HTTP2_FRAME_BYTES, ORIGIN_CONNECTION_WINDOW_BYTES, ORIGIN_STREAM_WINDOW_BYTES};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
@@ -293,20 +293,7 @@ impl Handshake {
         };
         let certificates = stream.get_ref().1.peer_certificates();
         match certificates.and_then(|chain| chain.first()).map(peer_identity) {
-            Some(Ok(identity)) => match self.registry.admit(Who::Agent(identity.name.clone())) {
-                Some(established) => {
-                    Some(Connection::new(stream, address, Some(identity), None, established))
-                }
-                None => {
-                    let limit = CONNECTIONS_PER_AGENT_MAX;
-                    if let Some(left_out) = TOO_MANY.admit() {
-                        let text = "too many connections of one agent, one dropped";
-                        warn!(%address, agent = %identity.name, limit, left_out, "{text}");
-                    }
-                    tell_busy(stream, Busy::Connections).await;
-                    None
-                }
-            },
+            Some(Ok(identity)) => self.admit_agent(stream, identity).await,
             Some(Err(error)) => {
                 metrics().refused(Refused::Connection);
                 if let Some(left_out) = REFUSED.admit() {
@@ -314,26 +301,40 @@ impl Handshake {
                 }
                 None
             }
-            None => {
-                let established = self.registry.admit(Who::Stranger(peer_key(address.ip())));
-                let permit = self.joins.try_acquire_owned();
-                match (established, permit) {
-                    (Some(established), Ok(permit)) => {
-                        Some(Connection::new(stream, address, None, Some(permit), established))
-                    }
-                    _ => {
-                        metrics().refused(Refused::Connection);
-                        let (limit, in_all) = (JOINS_PER_PEER_MAX, JOINS_MAX);
-                        if let Some(left_out) = TOO_MANY.admit() {
-                            let text = "too many connections without a certificate, one dropped";
-                            warn!(%address, limit, in_all, left_out, "{text}");
-                        }
-                        tell_busy(stream, Busy::Joins).await;
-                        None
-                    }
-                }
-            }
+            None => self.admit_stranger(stream).await,
         }
+    }
+
+    async fn admit_agent(self, stream: TlsStream<TcpStream>, identity: PeerIdentity) -> Option<Connection> {
+        let address = self.address;
+        if let Some(established) = self.registry.admit(Who::Agent(identity.name.clone())) {
+            return Some(Connection::new(stream, address, Some(identity), None, established));
+        }
+        let limit = CONNECTIONS_PER_AGENT_MAX;
+        if let Some(left_out) = TOO_MANY.admit() {
+            let text = "too many connections of one agent, one dropped";
+            warn!(%address, agent = %identity.name, limit, left_out, "{text}");
+        }
+        tell_busy(stream, Busy::Connections).await;
+        None
+    }
+
+    /// Admits a connection without a client certificate, which can only join.
+    async fn admit_stranger(self, stream: TlsStream<TcpStream>) -> Option<Connection> {
+        let address = self.address;
+        let established = self.registry.admit(Who::Stranger(peer_key(address.ip())));
+        let permit = self.joins.try_acquire_owned();
+        if let (Some(established), Ok(permit)) = (established, permit) {
+            return Some(Connection::new(stream, address, None, Some(permit), established));
+        }
+        metrics().refused(Refused::Connection);
+        let (limit, in_all) = (JOINS_PER_PEER_MAX, JOINS_MAX);
+        if let Some(left_out) = TOO_MANY.admit() {
+            let text = "too many connections without a certificate, one dropped";
+            warn!(%address, limit, in_all, left_out, "{text}");
+        }
+        tell_busy(stream, Busy::Joins).await;
+        None
     }
 }
 

@@ -15,9 +15,9 @@ use syncd_shared::tree_path::TreePathError;
 use syncd_shared::{GenerationNumber, ObjectHash, RootEntry, SignedGeneration, TreePath};
 use time::OffsetDateTime;
 
-use crate::admin::collected_requests::{self, CollectedLine, CollectedRequestError, Served};
+use crate::admin::collected_requests::{self, CollectedAction, CollectedLine, CollectedRequestError, Served};
 use crate::admin::key_requests;
-use crate::admin::protocol::{GenerationLine, HistoryLine, PageLine, Reply, Request, TokenLine};
+use crate::admin::protocol::{GenerationLine, HistoryLine, NodeRequest, PageLine, Reply, Request, TokenLine};
 use crate::admin::rollout_requests::node_order;
 use crate::admin::status::{AgentStatus, HoldStatus, PublishStatus, PurgeStatus, Status};
 use crate::admin::writable::Writable;
@@ -40,6 +40,12 @@ use crate::store::{CheckReport, Damage, OpenStoreError, Store, StoreError};
 const PROGRESS_BYTES: u64 = 64 << 20;
 /// Default port for agents.
 const DEFAULT_PORT: u16 = 8873;
+
+/// Answers to what only a serving origin can do.
+const NO_ORIGIN: &str = "no origin serves this data directory: start `syncd-origin serve` first";
+const NO_STANDBY: &str =
+    "no origin stands by in this data directory: start `syncd-origin serve --standby` first";
+const NOT_WATCHED: &str = "no origin serves this data directory, and the tree is not being watched: start `syncd-origin serve` first";
 
 /// Errors of answering a request.
 #[derive(Debug, thiserror::Error)]
@@ -187,10 +193,6 @@ impl DataDirectory {
         match request {
             Request::Status => answered(self.status(), |status| _ = lines(Reply::Status(Box::new(status)))),
             Request::History => ended(self.history(lines)),
-            Request::Diff { pending: true, .. } => {
-                let message = "no origin serves this data directory, and the tree is not being watched: start `syncd-origin serve` first".into();
-                Reply::Error { message }
-            }
             Request::Diff { from, to, pending: false } => ended(self.diff(from, to, lines)),
             Request::Events { follow } => self.events(follow, lines),
             Request::Audit => answered(audit::read(self.keys.data()), |deeds| {
@@ -220,39 +222,42 @@ impl DataDirectory {
             Request::RollbackTarget { generation } => {
                 answered(self.rollback_target(generation), |line| _ = lines(line))
             }
-            Request::Node { agent, order } => match node_order(&agent, order) {
-                Err(message) => Reply::Error { message },
-                Ok((order, text)) => {
-                    let done = match order {
-                        Some(order) => registry().order(&agent, order),
-                        None => registry().forget(&agent),
-                    };
-                    answered(done, |()| _ = lines(Reply::Remark { text }))
-                }
-            },
-            Request::Collected { action } => {
-                let answer = self.collected().map_err(CollectedRequestError::from).and_then(|collected| {
-                    let is_linked = |options: &_| is_linked(&self.store, &self.keys, options);
-                    let served = self.tree.as_deref().map(|tree| Served { tree, is_linked: &is_linked });
-                    collected_requests::answer(collected, served, action, lines)
-                });
-                answered(answer, |()| {})
-            }
-            Request::Promote => {
-                let message =
-                    "no origin stands by in this data directory: start `syncd-origin serve --standby` first";
-                Reply::Error { message: message.into() }
-            }
+            Request::Node { agent, order } => self.order_node(&agent, order, lines),
+            Request::Collected { action } => answered(self.answer_collected(action, lines), |()| {}),
+            Request::Diff { pending: true, .. } => refused(NOT_WATCHED),
+            Request::Promote => refused(NO_STANDBY),
             Request::Page
             | Request::Commit { .. }
             | Request::Wait { .. }
             | Request::Rollback { .. }
             | Request::Rollout { .. }
-            | Request::Publish { .. } => {
-                let message = "no origin serves this data directory: start `syncd-origin serve` first".into();
-                Reply::Error { message }
+            | Request::Publish { .. } => refused(NO_ORIGIN),
+        }
+    }
+
+    fn order_node(&self, agent: &str, order: NodeRequest, lines: &mut dyn FnMut(Reply) -> bool) -> Reply {
+        let registry = Registry::new(self.store.clone());
+        match node_order(agent, order) {
+            Err(message) => Reply::Error { message },
+            Ok((order, text)) => {
+                let done = match order {
+                    Some(order) => registry.order(agent, order),
+                    None => registry.forget(agent),
+                };
+                answered(done, |()| _ = lines(Reply::Remark { text }))
             }
         }
+    }
+
+    fn answer_collected(
+        &self,
+        action: CollectedAction,
+        lines: &mut dyn FnMut(Reply) -> bool,
+    ) -> Result<(), CollectedRequestError> {
+        let collected = self.collected()?;
+        let is_linked = |options: &_| is_linked(&self.store, &self.keys, options);
+        let served = self.tree.as_deref().map(|tree| Served { tree, is_linked: &is_linked });
+        collected_requests::answer(collected, served, action, lines)
     }
 
     /// Reads a signed trust document of this tree.
@@ -456,6 +461,10 @@ impl DataDirectory {
         lines(Reply::Remark { text });
         Ok(Checked { report, code: u8::from(damages > 0) })
     }
+}
+
+fn refused(message: &str) -> Reply {
+    Reply::Error { message: message.into() }
 }
 
 /// The last reply to a request, after the lines that `write` writes of its result.

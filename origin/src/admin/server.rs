@@ -166,17 +166,8 @@ impl Admin {
                 Reply::Done { code: 0 }
             }
             Request::Commit { label, allow_mass_deletion, rescan, rollout, now, wait } => {
-                if self.committer.view().borrow().state == State::Scanning {
-                    let text = "the whole tree is being read; the commit follows".to_owned();
-                    replies.send(Reply::Remark { text }).await;
-                }
                 let options = CommitOptions { label, allow_mass_deletion, rescan, rollout, now };
-                let answer = self.committer.commit(options).await;
-                if let (true, Ok(Outcome::Unchanged(_))) = (now, &answer.result) {
-                    // Ends the rollout of the same tree, if one runs.
-                    let _ = self.fleet.order_rollout(RolloutOrder::Now).await;
-                }
-                self.published(answer, wait, replies).await
+                self.commit(options, wait, replies).await
             }
             Request::Wait { generation, wait } => self.wait_for(generation, wait, replies).await,
             Request::Rollback { generation: Some(0), .. } => {
@@ -188,16 +179,7 @@ impl Admin {
             }
             Request::Rollout { action } => self.rollout(action, replies).await,
             Request::Node { agent, order } => self.order_node(agent, order, replies).await,
-            Request::Token { ttl_s, uses } => {
-                match self.fleet.create_token(Duration::from_secs(ttl_s), uses).await {
-                    Ok(token) => {
-                        let bound = self.state.grpc_address;
-                        replies.send(self.directory.token(&token, ttl_s, uses, Some(bound))).await;
-                        Reply::Done { code: 0 }
-                    }
-                    Err(error) => Reply::Error { message: error_chain(&error) },
-                }
-            }
+            Request::Token { ttl_s, uses } => self.token(ttl_s, uses, replies).await,
             Request::Page => match self.directory.page_link(&self.page) {
                 Ok(line) => {
                     replies.send(Reply::Page(line)).await;
@@ -205,15 +187,7 @@ impl Admin {
                 }
                 Err(error) => Reply::Error { message: error_chain(&error) },
             },
-            Request::Tokens => match self.fleet.tokens().await {
-                Ok(tokens) => {
-                    for token in &tokens {
-                        replies.send(Reply::TokenListed(TokenLine::new(token))).await;
-                    }
-                    Reply::Done { code: 0 }
-                }
-                Err(error) => Reply::Error { message: error_chain(&error) },
-            },
+            Request::Tokens => self.tokens(replies).await,
             Request::RevokeToken { id } => {
                 let done = self.fleet.revoke_token(id.clone()).await;
                 remarked(done, revoked_token(&id), replies).await
@@ -237,6 +211,43 @@ impl Admin {
             }
         };
         replies.send(end).await;
+    }
+
+    async fn commit(&self, options: CommitOptions, wait: Option<Wait>, replies: &mut Replies) -> Reply {
+        if self.committer.view().borrow().state == State::Scanning {
+            let text = "the whole tree is being read; the commit follows".to_owned();
+            replies.send(Reply::Remark { text }).await;
+        }
+        let now = options.now;
+        let answer = self.committer.commit(options).await;
+        if let (true, Ok(Outcome::Unchanged(_))) = (now, &answer.result) {
+            // Ends the rollout of the same tree, if one runs.
+            let _ = self.fleet.order_rollout(RolloutOrder::Now).await;
+        }
+        self.published(answer, wait, replies).await
+    }
+
+    async fn token(&self, ttl_s: u64, uses: u32, replies: &mut Replies) -> Reply {
+        match self.fleet.create_token(Duration::from_secs(ttl_s), uses).await {
+            Ok(token) => {
+                let bound = self.state.grpc_address;
+                replies.send(self.directory.token(&token, ttl_s, uses, Some(bound))).await;
+                Reply::Done { code: 0 }
+            }
+            Err(error) => Reply::Error { message: error_chain(&error) },
+        }
+    }
+
+    async fn tokens(&self, replies: &mut Replies) -> Reply {
+        match self.fleet.tokens().await {
+            Ok(tokens) => {
+                for token in &tokens {
+                    replies.send(Reply::TokenListed(TokenLine::new(token))).await;
+                }
+                Reply::Done { code: 0 }
+            }
+            Err(error) => Reply::Error { message: error_chain(&error) },
+        }
     }
 
     /// Runs blocking work and forwards its lines. `None` if it panicked.

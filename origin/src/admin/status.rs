@@ -339,24 +339,7 @@ impl Status {
         for polled in &self.polled {
             let _ = writeln!(out, "polled   {polled}");
         }
-        match (self.generation, &self.created, &self.root) {
-            (Some(number), Some(created), Some(root)) => {
-                let label = self.label.as_deref().filter(|l| !l.is_empty());
-                let _ = writeln!(
-                    out,
-                    "current  generation {number}{}   {}, {}   {created}   root {:.12}",
-                    label.map(|l| format!(" ({l})")).unwrap_or_default(),
-                    counted(self.files, "file", "files"),
-                    HumanBytes(self.bytes),
-                    root,
-                );
-            }
-            // Only with a manual trigger is an origin without a generation ready.
-            _ if self.state == State::Ready => {
-                out.push_str("current  no generation yet: run `syncd-origin commit`\n");
-            }
-            _ => out.push_str("current  no generation yet\n"),
-        }
+        self.write_current(&mut out);
         if let Some(bytes) = self.history_bytes {
             let _ = writeln!(out, "history  {} besides the current generation", HumanBytes(bytes));
         }
@@ -376,6 +359,28 @@ impl Status {
             all => writeln!(out, "agents   {live} of {all} have it live"),
         };
         out
+    }
+
+    /// Writes the line of the current generation.
+    fn write_current(&self, out: &mut String) {
+        match (self.generation, &self.created, &self.root) {
+            (Some(number), Some(created), Some(root)) => {
+                let label = self.label.as_deref().filter(|l| !l.is_empty());
+                let _ = writeln!(
+                    out,
+                    "current  generation {number}{}   {}, {}   {created}   root {:.12}",
+                    label.map(|l| format!(" ({l})")).unwrap_or_default(),
+                    counted(self.files, "file", "files"),
+                    HumanBytes(self.bytes),
+                    root,
+                );
+            }
+            // Only with a manual trigger is an origin without a generation ready.
+            _ if self.state == State::Ready => {
+                out.push_str("current  no generation yet: run `syncd-origin commit`\n");
+            }
+            _ => out.push_str("current  no generation yet\n"),
+        }
     }
 
     /// Writes the lines of one agent. Names are padded to `width`.

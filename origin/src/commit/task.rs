@@ -101,25 +101,27 @@ impl CommitterTask {
                     self.schedule.release();
                 }
                 () = tokio::time::sleep_until(wake.into()), if idle => {
-                    let now = Instant::now();
-                    let open_until = self.open_until(now);
-                    match self.schedule.due(now, open_until) {
-                        Some(Due::Publish) => running = Some(self.spawn(Job::Publish(self.busy(now)))),
-                        Some(Due::Scan) => running = Some(self.spawn(Job::Scan(self.busy(now)))),
-                        Some(Due::Reconcile) => {
-                            // Changes found by it are published after the usual quiet time.
-                            self.source().reread();
-                            running = Some(self.spawn(Job::Scan(self.busy(now))));
-                        }
-                        Some(Due::Collect) => running = Some(self.spawn(Job::Collect(self.requests.clone()))),
-                        // The trouble may be over although nothing is published before the file is closed.
-                        None if open_until.is_some() && self.trouble.is_some() => {
-                            running = Some(self.spawn(Job::Scan(self.busy(now))));
-                        }
-                        None => {}
-                    }
+                    running = self.due_job(Instant::now()).map(|job| self.spawn(job));
                 }
             }
+        }
+    }
+
+    /// The job that the schedule wants now, if any.
+    fn due_job(&mut self, now: Instant) -> Option<Job> {
+        let open_until = self.open_until(now);
+        match self.schedule.due(now, open_until) {
+            Some(Due::Publish) => Some(Job::Publish(self.busy(now))),
+            Some(Due::Scan) => Some(Job::Scan(self.busy(now))),
+            Some(Due::Reconcile) => {
+                // Changes found by it are published after the usual quiet time.
+                self.source().reread();
+                Some(Job::Scan(self.busy(now)))
+            }
+            Some(Due::Collect) => Some(Job::Collect(self.requests.clone())),
+            // The trouble may be over although nothing is published before the file is closed.
+            None if open_until.is_some() && self.trouble.is_some() => Some(Job::Scan(self.busy(now))),
+            None => None,
         }
     }
 

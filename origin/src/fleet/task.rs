@@ -27,7 +27,7 @@ use crate::fleet::roster::{Admission, NodeOrder, Roster, TokenView, Undo, not_af
 use crate::fleet::view::FleetView;
 use crate::fleet::{EndReason, FleetError, Greeting, Report, agent_view};
 
-use self::agent::{Agent, Connection, Standing, due_hook, note_drift};
+use self::agent::{Agent, Connection, Standing, due_hook, note_drift, note_reached};
 use self::rollouts::Steering;
 use self::saving::{SEEN_PAUSE, WRITE_BEHIND, due, finished};
 
@@ -277,16 +277,7 @@ impl FleetTask {
                 let checked = self.roster.check_renewal(&peer, authority, now);
                 let _ = reply.send(checked.map_err(FleetError::from));
             }
-            Command::Revoke { name, reply } => {
-                let revoked = self.roster.revoke(&name, now).map(|name| {
-                    if let Some(connection) = self.agents.remove(&name).and_then(|a| a.connection) {
-                        let _ = connection.end.send(EndReason::Revoked);
-                    }
-                });
-                self.durable(revoked, Undo::Nothing, reply);
-                // At once, so that a disconnected agent cannot return.
-                self.follow_roster();
-            }
+            Command::Revoke { name, reply } => self.revoke(&name, now, reply),
             Command::Join { secret_hash, peer, group, reply } => {
                 let joined = self.roster.join(&secret_hash, &peer, group.as_ref(), now);
                 let undo = Undo::Join { secret_hash, name: peer.name, serial: peer.serial };
@@ -297,14 +288,7 @@ impl FleetTask {
                 self.durable(ordered, Undo::Nothing, reply);
                 self.reassign = true;
             }
-            Command::Forget { name, reply } => {
-                let is_connected =
-                    self.agents.iter().any(|(n, a)| n.as_str() == name && a.connection.is_some());
-                let forgotten =
-                    self.roster.forget(&name, is_connected).map(|name| drop(self.agents.remove(&name)));
-                self.durable(forgotten, Undo::Nothing, reply);
-                self.reassign = true;
-            }
+            Command::Forget { name, reply } => self.forget(&name, reply),
             Command::OrderRollout { order, reply } => self.order_rollout(order, reply),
             Command::Renew { peer, new, reply } => {
                 let renewed = self.roster.renew(&peer, &new, now);
@@ -324,6 +308,24 @@ impl FleetTask {
                 }
             }
         }
+    }
+
+    fn revoke(&mut self, name: &str, now: i64, reply: Reply) {
+        let revoked = self.roster.revoke(name, now).map(|name| {
+            if let Some(connection) = self.agents.remove(&name).and_then(|a| a.connection) {
+                let _ = connection.end.send(EndReason::Revoked);
+            }
+        });
+        self.durable(revoked, Undo::Nothing, reply);
+        // At once, so that a disconnected agent cannot return.
+        self.follow_roster();
+    }
+
+    fn forget(&mut self, name: &str, reply: Reply) {
+        let is_connected = self.agents.iter().any(|(n, a)| n.as_str() == name && a.connection.is_some());
+        let forgotten = self.roster.forget(name, is_connected).map(|name| drop(self.agents.remove(&name)));
+        self.durable(forgotten, Undo::Nothing, reply);
+        self.reassign = true;
     }
 
     fn roster_changed(&mut self) {
@@ -468,21 +470,15 @@ impl FleetTask {
                 }
             }
             Report::Staged { generation, root } => {
-                view.state = AgentState::Staged;
+                note_reached(view, AgentState::Staged);
                 view.staged = Some((generation, root));
-                view.progress = None;
-                view.error = None;
-                view.needs_operator = false;
             }
             Report::Activated { generation, root, spare_misses, hook_due } => {
+                note_reached(view, AgentState::Live);
                 view.staged = None;
                 view.hook = due_hook(view.hook.take(), generation, hook_due);
                 view.generation = Some(generation);
                 view.root = Some(root);
-                view.state = AgentState::Live;
-                view.progress = None;
-                view.error = None;
-                view.needs_operator = false;
                 // The agent counts since its start, not since its last report.
                 view.spare_misses = spare_misses;
                 self.reassign |= view.has_failed_check();

@@ -429,6 +429,35 @@ impl Session {
         progress.map_or(Report::Heartbeat, |progress| Report::Progress { state, progress })
     }
 
+    fn staged(&mut self, staged: &v1::Staged) -> Result<Report, ServeError> {
+        let root = root_hash(&staged.root, "root")?;
+        let generation = GenerationNumber::new(staged.generation);
+        match generation.filter(|generation| self.known_here(*generation, root).is_ok()) {
+            Some(generation) => {
+                self.staged = Some(root);
+                Ok(Report::Staged { generation, root })
+            }
+            // Announced by an origin from whose backup this one was restored.
+            None => Ok(Report::Heartbeat),
+        }
+    }
+
+    fn activated(&mut self, activated: &v1::Activated) -> Result<Report, ServeError> {
+        let generation =
+            GenerationNumber::new(activated.generation).ok_or(ServeError::Missing { field: "generation" })?;
+        let root = root_hash(&activated.root, "root")?;
+        self.known_here(generation, root)?;
+        if let Some(before) = self.reported.filter(|before| generation < *before)
+            && self.goes_back_to != Some(generation.get())
+        {
+            return Err(ServeError::Backwards { generation, before });
+        }
+        (self.live, self.reported, self.staged) = (Some(root), Some(generation), None);
+        self.accepted = self.accepted.max(Some(generation));
+        let spare_misses = activated.spare_misses.min(SPARE_MISSES_MAX);
+        Ok(Report::Activated { generation, root, spare_misses, hook_due: activated.hook_due })
+    }
+
     async fn heard(&mut self, message: FromAgent) -> Result<(), ServeError> {
         let report = match message {
             FromAgent::Hello(_) => return Err(ServeError::OutOfOrder { what: "a second hello" }),
@@ -446,33 +475,8 @@ impl Session {
                 let progress = AgentProgress { generation: p.generation, done };
                 Self::on_its_way(AgentState::from_message(p.state)?, self.progress(progress))
             }
-            FromAgent::Staged(s) => {
-                let root = root_hash(&s.root, "root")?;
-                let generation = GenerationNumber::new(s.generation);
-                match generation.filter(|generation| self.known_here(*generation, root).is_ok()) {
-                    Some(generation) => {
-                        self.staged = Some(root);
-                        Report::Staged { generation, root }
-                    }
-                    // Announced by an origin from whose backup this one was restored.
-                    None => Report::Heartbeat,
-                }
-            }
-            FromAgent::Activated(a) => {
-                let generation =
-                    GenerationNumber::new(a.generation).ok_or(ServeError::Missing { field: "generation" })?;
-                let root = root_hash(&a.root, "root")?;
-                self.known_here(generation, root)?;
-                if let Some(before) = self.reported.filter(|before| generation < *before)
-                    && self.goes_back_to != Some(generation.get())
-                {
-                    return Err(ServeError::Backwards { generation, before });
-                }
-                (self.live, self.reported, self.staged) = (Some(root), Some(generation), None);
-                self.accepted = self.accepted.max(Some(generation));
-                let spare_misses = a.spare_misses.min(SPARE_MISSES_MAX);
-                Report::Activated { generation, root, spare_misses, hook_due: a.hook_due }
-            }
+            FromAgent::Staged(staged) => self.staged(&staged)?,
+            FromAgent::Activated(activated) => self.activated(&activated)?,
             // The linked generation is foreign.
             FromAgent::Hook(_) if self.reported.is_none() => Report::Heartbeat,
             FromAgent::Hook(report) => {

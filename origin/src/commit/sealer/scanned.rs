@@ -95,26 +95,7 @@ impl Sealer {
         if lost.is_none()
             && let Some(label) = self.label(publish, &base)
         {
-            let how = match publish {
-                Publish::Tree { how, .. } => how,
-                _ => &How::Default,
-            };
-            let plan = self.plan(how)?;
-            let generation = self.next_generation(base.root, label)?;
-            let base = ScanBase { unpublished: false, ..base };
-            let before = (self.rollbacks.clone(), self.current.clone());
-            // Under a hold, an automatic commit comes this far only if the source is deliberate.
-            let ends_hold = matches!(publish, Publish::Tree { .. }) || self.rollbacks.hold().is_some();
-            let mut rollbacks = ends_hold.then(|| self.rollbacks.committed(&generation.root_hash()));
-            if let Some((replaced, superseded)) = self.puts_aside(&generation) {
-                let known = rollbacks.as_ref().unwrap_or(&self.rollbacks);
-                rollbacks = Some(known.replaced(replaced, superseded));
-            }
-            let root = base.root;
-            let outcome = self.seal(self.or_open(writer)?, Some(base), generation, (rollbacks, plan))?;
-            let back = brought_back::remark(&self.parts.store, &before.0, before.1.as_ref(), &root);
-            self.remarks.extend(back);
-            return Ok(outcome);
+            return self.seal_tree(writer, base, label, publish);
         }
         if let Some(writer) = writer {
             base.put(&writer)?;
@@ -132,6 +113,36 @@ impl Sealer {
             }
             _ => Ok(Outcome::Scanned),
         }
+    }
+
+    /// Seals the scanned tree as the next generation, and remarks on a tree that was rolled back before.
+    fn seal_tree(
+        &mut self,
+        writer: Option<Writer>,
+        base: ScanBase,
+        label: String,
+        publish: &Publish,
+    ) -> Result<Outcome, CommitError> {
+        let how = match publish {
+            Publish::Tree { how, .. } => how,
+            _ => &How::Default,
+        };
+        let plan = self.plan(how)?;
+        let generation = self.next_generation(base.root, label)?;
+        let base = ScanBase { unpublished: false, ..base };
+        let before = (self.rollbacks.clone(), self.current.clone());
+        // Under a hold, an automatic commit comes this far only if the source is deliberate.
+        let ends_hold = matches!(publish, Publish::Tree { .. }) || self.rollbacks.hold().is_some();
+        let mut rollbacks = ends_hold.then(|| self.rollbacks.committed(&generation.root_hash()));
+        if let Some((replaced, superseded)) = self.puts_aside(&generation) {
+            let known = rollbacks.as_ref().unwrap_or(&self.rollbacks);
+            rollbacks = Some(known.replaced(replaced, superseded));
+        }
+        let root = base.root;
+        let outcome = self.seal(self.or_open(writer)?, Some(base), generation, (rollbacks, plan))?;
+        let back = brought_back::remark(&self.parts.store, &before.0, before.1.as_ref(), &root);
+        self.remarks.extend(back);
+        Ok(outcome)
     }
 
     /// Under `--mtime distinct`, gives a tree that is to be published its published times.

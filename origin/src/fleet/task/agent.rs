@@ -287,6 +287,14 @@ pub(super) fn due_hook(
     }
 }
 
+/// Shows a state that ends progress and errors.
+pub(super) fn note_reached(view: &mut AgentView, state: AgentState) {
+    view.state = state;
+    view.progress = None;
+    view.error = None;
+    view.needs_operator = false;
+}
+
 /// Shows an agent's local changes, and logs each report once.
 pub(super) fn note_drift(view: &mut AgentView, drift: Option<AgentDrift>) {
     if let Some(drift) = drift.as_ref().filter(|drift| view.drift.as_ref() != Some(drift)) {
