@@ -10,6 +10,7 @@ use std::time::Duration;
 use syncd_runtime::local_socket::{LocalListener, LocalSocketError};
 use syncd_runtime::own_directory;
 use syncd_runtime::tls::TlsError;
+use syncd_shared::identity::SignedTrust;
 use syncd_shared::limits::PATH_MAX_BYTES;
 use syncd_shared::text::{error_chain, one_line};
 use syncd_shared::{AgentState, NodeStanding, OrderedStanding};
@@ -22,6 +23,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::check::Check;
 pub use crate::config::RunOptions;
+use crate::dialer::Dialer;
 use crate::fetch::OriginSource;
 use crate::follow::{self, FollowError, Follower};
 use crate::hooks::{AfterHook, Hook, HookName, Occasion};
@@ -30,7 +32,7 @@ use crate::identity::{AgentIdentity, IdentityError};
 use crate::metrics::{self, Observed};
 use crate::renew::Keeper;
 use crate::replica::work;
-use crate::session::worker::{Hooks, ReplicaWork};
+use crate::session::worker::{Hooks, OpenSource, ReplicaWork};
 use crate::session::{Handle, Parts, Session, SessionError};
 use crate::source::Source;
 use crate::source::chain::{Chain, GivenUp};
@@ -150,10 +152,7 @@ pub async fn start_with<R: ReplicaWork>(
     replica: R,
 ) -> Result<Running, ServiceError> {
     let http = listen_http(&options).await?;
-    let for_others = match options.health_listen {
-        Some(address) => Some(http::bind(address).await?),
-        None => None,
-    };
+    let for_others = listen_for_others(&options).await?;
     let http_address = http.as_ref().and_then(|listener| listener.local_addr().ok());
     let socket = LocalListener::bind(&admin::socket_path(&options.root))?;
     let stop = CancellationToken::new();
@@ -162,39 +161,17 @@ pub async fn start_with<R: ReplicaWork>(
     let about = about(&options, &identity);
     let keeper = Arc::new(Keeper::new(options.root.clone(), identity, options.peer())?);
     let dialer = keeper.dialer();
-    let collected_dialer = dialer.clone();
-    let (source, given_up) =
-        (OriginSource::new(Runtime::current(), dialer.clone(), options.bwlimit), GivenUp::default());
     let follower = options.follow.as_ref().map(Follower::new).transpose()?;
-    let (published, mut places) = (follower.clone(), Places::default());
     let live = replica.state().live.map(|live| live.number().get());
-    let hooks = hooks(&options, live);
-    let (replica, hooks) = tokio::task::spawn_blocking(move || {
-        hooks.run_missing(&replica);
-        (replica, hooks)
-    })
-    .await
-    .map_err(|_| ServiceError::Panicked)?;
-    let following = keeper.clone();
+    let (replica, hooks) = run_missing(replica, hooks(&options, live)).await?;
     let parts = Parts {
         replica,
-        open_source: Box::new(move |elsewhere, abandoned| {
-            let named = elsewhere.map(|elsewhere| places.sources(&elsewhere, &abandoned));
-            let last: (_, Box<dyn Source>) = match &published {
-                Some(follower) => ("object store", Box::new(follower.source(abandoned))),
-                None => ("origin", Box::new(source.until(abandoned))),
-            };
-            Box::new(Chain::new(given_up.clone(), named.unwrap_or_default().into_iter().chain([last])))
-        }),
+        open_source: open_source(&options, dialer.clone(), follower.clone()),
         hooks: hooks.clone(),
         check: options.check.clone().map(|check| Check::new(check, options.root.clone())),
-        dialer,
+        dialer: dialer.clone(),
         follower,
-        follow: Box::new(move |document| {
-            if let Err(error) = following.follow(document) {
-                tracing::warn!(error = error_chain(&error), "the newer trust document was not stored");
-            }
-        }),
+        follow: take_trust(keeper.clone()),
         about,
     };
     let (session, handle) = Session::new(parts)?;
@@ -211,28 +188,79 @@ pub async fn start_with<R: ReplicaWork>(
         // The option --owner is for the replica, which visitors do not write to.
         let owners = Owners::new(None);
         let (root, status) = (options.root.clone(), handle.status.clone());
-        others.spawn(collected::serve(root, collected_dialer, owners, status, report, stop.clone()));
+        others.spawn(collected::serve(root, dialer, owners, status, report, stop.clone()));
     }
-    let pages = http::pages(&handle.status);
+    let observed = Arc::new(Observed::default());
+    let sources = metrics::Sources {
+        status: handle.status.clone(),
+        live: handle.live.clone(),
+        observed,
+        collected,
+        root: options.root.clone(),
+        certificate_end: Arc::new(move || certified.certificate_end()),
+    };
+    serve_pages(http, for_others, sources, &others, &stop);
+    let task = tokio::spawn(session.run(stop.clone()));
+    Ok(Running { session: handle, http_address, stop, task, others })
+}
+
+/// Opens sources for each command: the places that an announcement names, then the origin or the object store.
+fn open_source(options: &RunOptions, dialer: Dialer, follower: Option<Follower>) -> OpenSource {
+    let (source, given_up) =
+        (OriginSource::new(Runtime::current(), dialer, options.bwlimit), GivenUp::default());
+    let mut places = Places::default();
+    Box::new(move |elsewhere, abandoned| {
+        let named = elsewhere.map(|elsewhere| places.sources(&elsewhere, &abandoned));
+        let last: (_, Box<dyn Source>) = match &follower {
+            Some(follower) => ("object store", Box::new(follower.source(abandoned))),
+            None => ("origin", Box::new(source.until(abandoned))),
+        };
+        Box::new(Chain::new(given_up.clone(), named.unwrap_or_default().into_iter().chain([last])))
+    })
+}
+
+/// Stores newer trust documents.
+fn take_trust(keeper: Arc<Keeper>) -> Box<dyn FnMut(SignedTrust) + Send> {
+    Box::new(move |document| {
+        if let Err(error) = keeper.follow(document) {
+            tracing::warn!(error = error_chain(&error), "the newer trust document was not stored");
+        }
+    })
+}
+
+/// Serves health on both ports, and metrics on that of `http` alone.
+fn serve_pages(
+    http: Option<TcpListener>,
+    for_others: Option<TcpListener>,
+    sources: metrics::Sources,
+    others: &TaskTracker,
+    stop: &CancellationToken,
+) {
+    let pages = http::pages(&sources.status);
     if let Some(listener) = for_others {
         others.spawn(syncd_runtime::health::serve(listener, pages.clone(), stop.clone()));
     }
     if let Some(listener) = http {
-        let observed = Arc::new(Observed::default());
-        others.spawn(observed.clone().follow(handle.status.clone(), stop.clone()));
-        let sources = metrics::Sources {
-            status: handle.status.clone(),
-            live: handle.live.clone(),
-            observed,
-            collected,
-            root: options.root.clone(),
-            certificate_end: Arc::new(move || certified.certificate_end()),
-        };
+        others.spawn(sources.observed.clone().follow(sources.status.clone(), stop.clone()));
         let pages = pages.merge(syncd_runtime::metrics::page(move || metrics::registry(&sources)));
         others.spawn(syncd_runtime::health::serve(listener, pages, stop.clone()));
     }
-    let task = tokio::spawn(session.run(stop.clone()));
-    Ok(Running { session: handle, http_address, stop, task, others })
+}
+
+/// Runs the on-activate hook that an earlier process did not run to its end.
+async fn run_missing<R: ReplicaWork>(replica: R, hooks: Hooks) -> Result<(R, Hooks), ServiceError> {
+    let run = tokio::task::spawn_blocking(move || {
+        hooks.run_missing(&replica);
+        (replica, hooks)
+    });
+    run.await.map_err(|_| ServiceError::Panicked)
+}
+
+async fn listen_for_others(options: &RunOptions) -> Result<Option<TcpListener>, ServiceError> {
+    match options.health_listen {
+        Some(address) => Ok(Some(http::bind(address).await?)),
+        None => Ok(None),
+    }
 }
 
 async fn listen_http(options: &RunOptions) -> Result<Option<TcpListener>, ServiceError> {

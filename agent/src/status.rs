@@ -241,6 +241,13 @@ impl fmt::Display for AgentStatus {
             Some(version) if *version != self.version => write!(f, ", the origin {version}")?,
             _ => {}
         }
+        self.write_notes(f)
+    }
+}
+
+impl AgentStatus {
+    /// Writes the lines that not every node has.
+    fn write_notes(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(drift) = &self.drift {
             write!(f, "\n  drift        {drift}")?;
         }
@@ -269,9 +276,7 @@ impl fmt::Display for AgentStatus {
         }
         Ok(())
     }
-}
 
-impl AgentStatus {
     /// Orders that hold for this node, each on one line.
     fn orders(&self) -> Vec<String> {
         let mut orders = Vec::new();

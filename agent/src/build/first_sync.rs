@@ -309,14 +309,7 @@ impl Build<'_> {
             if current.page != Some(page) {
                 current.page = Some(page);
                 walk.entered.push((current.path.clone(), page));
-                let waits = leaf.entries().iter().filter(|e| !e.is_directory()).count();
-                let inodes = vec![0; leaf.entries().len()];
-                let list = List { directory: current.directory, inodes, left: waits };
-                let ordinal = walk.entered.len() as u32 - 1;
-                match waits {
-                    0 => self.keep(ordinal, list, walk)?,
-                    _ => drop(self.lists.insert(ordinal, list)),
-                }
+                self.list(current.directory, leaf.entries(), walk)?;
             }
             let ordinal = walk.entered.len() as u32 - 1;
             if entry.is_directory() {
@@ -350,6 +343,20 @@ impl Build<'_> {
             current.cursor.skip();
         }
         Ok(())
+    }
+
+    /// Begins the list of inode numbers of the page that was entered last.
+    fn list(&mut self, directory: u32, entries: &[Entry], walk: &Walk<'_>) -> Result<(), StageError> {
+        let left = entries.iter().filter(|e| !e.is_directory()).count();
+        let list = List { directory, inodes: vec![0; entries.len()], left };
+        let ordinal = walk.entered.len() as u32 - 1;
+        match left {
+            0 => self.keep(ordinal, list, walk),
+            _ => {
+                self.lists.insert(ordinal, list);
+                Ok(())
+            }
+        }
     }
 
     /// Adds a file to fetch, unless another file of the tree or an earlier attempt has its content.

@@ -300,13 +300,7 @@ impl<R: ReplicaWork> Bench<R> {
                 self.staged = None;
                 self.began = Instant::now();
                 if self.replica.state().live.is_none() {
-                    let totals = generation.generation().root.totals;
-                    tracing::info!(
-                        generation = generation.number().get(),
-                        files = totals.files,
-                        bytes = totals.bytes,
-                        "first sync"
-                    );
+                    log_first_sync(&generation);
                 }
                 let elsewhere = Elsewhere { locations: &locations, generation: &generation };
                 let mut source = (self.open_source)(Some(elsewhere), cancellation.transfers.clone());
@@ -407,4 +401,14 @@ impl<R: ReplicaWork> Bench<R> {
             }
         }
     }
+}
+
+fn log_first_sync(generation: &SignedGeneration) {
+    let totals = generation.generation().root.totals;
+    tracing::info!(
+        generation = generation.number().get(),
+        files = totals.files,
+        bytes = totals.bytes,
+        "first sync"
+    );
 }
