@@ -204,7 +204,7 @@ pub async fn start_with<R: ReplicaWork>(
     Ok(Running { session: handle, http_address, stop, task, others })
 }
 
-/// Opens sources for each command: the places that an announcement names, then the origin or the object store.
+/// Opens sources for each command: the places that an announcement names, then the origin or object store.
 fn open_source(options: &RunOptions, dialer: Dialer, follower: Option<Follower>) -> OpenSource {
     let (source, given_up) =
         (OriginSource::new(Runtime::current(), dialer, options.bwlimit), GivenUp::default());

@@ -120,7 +120,7 @@ impl Origin {
         data_trouble
     }
 
-    /// What the metrics show.
+    /// State and files that the metrics are read from.
     pub(super) fn sources(&self, state: OriginState) -> metrics::Sources {
         let (store, keys, collected) = (self.store.clone(), self.keys.clone(), self.collected.clone());
         metrics::Sources { state, store, keys, data: self.options.data.clone(), collected }
