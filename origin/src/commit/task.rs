@@ -18,7 +18,7 @@ use super::{Answer, OriginView, Request, State, Trigger};
 use crate::clock::now_ms;
 use crate::fleet::rollout::view::Withdrawal;
 use crate::fleet::rollout::{RolloutStatus, RolloutView};
-use crate::fleet::{FleetView, RETAIN_MS};
+use crate::fleet::{AgentView, FleetView, RETAIN_MS};
 use crate::scan::ScanError;
 use crate::source::{OpenFile, TreeSource};
 
@@ -385,10 +385,12 @@ async fn changed(sealer: Option<&Sealer>) {
     }
 }
 
-/// Whether every agent seen within 30 days has reported what it holds since this origin started.
+/// Whether every agent that joined or was seen within 30 days has reported what it holds since this origin
+/// started. A time of joining is durable before the agent connects, and what was last seen is not.
 pub(super) fn all_heard(fleet: &FleetView) -> bool {
     let now_ms = now_ms();
-    fleet.agents.iter().all(|a| a.connected || now_ms.saturating_sub(a.last_seen_ms) > RETAIN_MS)
+    let is_gone = |a: &AgentView| now_ms.saturating_sub(a.last_seen_ms.max(a.enrolled_ms)) > RETAIN_MS;
+    fleet.agents.iter().all(|agent| agent.connected || is_gone(agent))
 }
 
 /// Changing names, in settle mode.

@@ -226,6 +226,7 @@ mod tests {
             assigned: None,
             refused: Vec::new(),
             state: AgentState::Live,
+            enrolled_ms: 0,
             last_seen_ms: 0,
             error: None,
             needs_operator: false,

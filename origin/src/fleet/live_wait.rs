@@ -420,6 +420,7 @@ mod tests {
                 assigned: None,
                 refused: Vec::new(),
                 state: if failed { AgentState::Failed } else { AgentState::Live },
+                enrolled_ms: 1,
                 last_seen_ms: 1,
                 error: failed.then(|| "no space left".into()),
                 needs_operator: failed,

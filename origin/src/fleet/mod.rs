@@ -381,6 +381,7 @@ fn agent_view(name: &AgentName, record: &AgentRecord) -> AgentView {
         assigned: None,
         refused: Vec::new(),
         state: if generation.is_some() { AgentState::Live } else { AgentState::Empty },
+        enrolled_ms: record.enrolled_ms,
         last_seen_ms: record.last_seen_ms,
         error: None,
         needs_operator: false,

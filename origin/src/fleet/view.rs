@@ -86,6 +86,8 @@ pub struct AgentView {
     /// Roots that the node does not take.
     pub refused: Vec<RootHash>,
     pub state: AgentState,
+    /// When it joined, in milliseconds since 1970.
+    pub enrolled_ms: i64,
     /// Last sign of life, in milliseconds since 1970; 0 before the first.
     pub last_seen_ms: i64,
     /// The last error, until the agent recovers.
