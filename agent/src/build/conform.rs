@@ -21,13 +21,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::fs::FileType;
 use syncd_shared::diff::DirectorySource;
 use syncd_shared::directory::{Cursor, Pairs};
-use syncd_shared::{Component, Entry, Kind, Metadata, ObjectHash, RootEntry, Timestamp, TreePath};
+use syncd_shared::{Component, Entry, Kind, Metadata, ObjectHash, RootEntry, TreePath};
 
 use crate::build::StageError;
 use crate::build::missing_entries::MissingEntries;
 use crate::state::cursor::{DirCursor, looks_like};
 use crate::state::disk::{Dir, DiskError, Stat};
-use crate::state::history::Touched;
+use crate::state::history::Since;
 use crate::state::record::{Leaf, Record, RecordError};
 use crate::state::trees::Trees;
 
@@ -54,14 +54,6 @@ pub(crate) struct Retired {
     pub root: RootEntry,
     /// Changes since the tree was retired; `None`: unknown.
     pub since: Option<Since>,
-}
-
-/// Changes since a tree was live.
-pub(crate) struct Since {
-    /// Time at which this process last changed the tree.
-    pub finished: Timestamp,
-    /// Changes made by activations since.
-    pub touched: Touched,
 }
 
 /// Cursors into the tree being made and the live tree.

@@ -43,7 +43,7 @@ use syncd_shared::diff::DiffError;
 use syncd_shared::generation::GenerationError;
 use syncd_shared::tree_path::TreePathError;
 use syncd_shared::wire::WireError;
-use syncd_shared::{ContentHash, Progress, SignedGeneration, TreePath};
+use syncd_shared::{ContentHash, Progress, SignedGeneration, Timestamp, TreePath};
 
 use crate::source::FetchError;
 use crate::state::SlotError;
@@ -235,6 +235,8 @@ pub struct Staged {
     pub(crate) basis: Option<u64>,
     /// The slot holds this root already, or is live at it: nothing was built.
     pub(crate) is_held: bool,
+    /// When the held tree was last proven: whatever was changed later has a later ctime.
+    pub(crate) proven: Option<Timestamp>,
     /// The node returns to it, or a person has chosen it: it is not on trial.
     pub(crate) is_return: bool,
 }
@@ -253,6 +255,7 @@ impl Staged {
             inodes: InodeChanges::default(),
             basis,
             is_held: false,
+            proven: None,
             is_return: false,
         }
     }

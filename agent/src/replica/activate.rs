@@ -212,11 +212,14 @@ impl Replica {
             // The record may already have the switch: recovery then completes it.
             self.slots.unsettle();
         }
-        let finished = switched?;
+        let revealed = switched?;
+        // A number that was live before would have a second tree.
+        let is_one_tree = staged.is_held || !self.upkeep.history.knows(number);
         match &previous {
             Some(previous) => {
-                let (from, touched) = (previous.number().get(), staged.touched.take());
-                self.upkeep.history.add(from, number, Some(finished), touched);
+                let touched = staged.touched.take().filter(|_| is_one_tree);
+                let finished = Some(staged.proven.unwrap_or(revealed));
+                self.upkeep.history.add(previous.number().get(), number, finished, touched);
             }
             None => self.upkeep.history.forget(),
         }

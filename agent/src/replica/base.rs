@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 use syncd_shared::{Entry, RootEntry, TreePath};
 
 use crate::build::StageError;
-use crate::build::conform::{Conform, Conformed, Retired, Since};
+use crate::build::conform::{Conform, Conformed, Retired};
 use crate::build::manifest::compare;
 use crate::build::missing_entries::MissingEntries;
 use crate::build::patch::{Patch, Supply};
@@ -80,10 +80,8 @@ impl Replica {
         let number = self.slots.live().map_or(0, |live| live.number().get());
         // Used only once, because an interrupted attempt leaves another tree.
         let was = self.upkeep.retired.was.remove(&slot).filter(|_| distrusted.is_none());
-        let steps = &self.upkeep.history;
         let was = was.map(|tree| {
-            let since = steps.finished(tree.number).zip(steps.between(tree.number, number));
-            let since = since.map(|(finished, touched)| Since { finished, touched });
+            let since = self.upkeep.history.since(tree.number, number);
             Retired { root: tree.root, since }
         });
         let trees = self.slots.trees();

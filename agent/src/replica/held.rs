@@ -11,28 +11,32 @@
 //! * If this process activated the tree, a directory that was not changed since has the same names. In it,
 //!   only names that a later activation touched are looked at ([`crate::state::history`]).
 //!
-//! It is proven when it is staged, and again right before the switch. A tree that fails is left alone, and
-//! the target is built from the live tree as any other. The failed tree stays held until that switch, so that
-//! an interrupted return can be tried again.
+//! It is proven when it is staged, and again right before the switch. The second proof hashes only what was
+//! changed since the first, by its ctime. A tree that fails is left alone, and the target is built from the
+//! live tree as any other. The failed tree stays held until that switch, so that an interrupted return can be
+//! tried again.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::FileType;
-use syncd_shared::diff::{Change, DiffError, DirectorySource};
+use syncd_shared::diff::{Change, Comparison, DiffError, DirectorySource};
 use syncd_shared::directory::Cursor;
 use syncd_shared::manifest_cursor::ManifestCursor;
-use syncd_shared::{Component, Entry, Kind, ObjectHash, RootEntry, SignedGeneration, TreePath};
+use syncd_shared::{
+    Component, ContentHash, Entry, Kind, Metadata, ObjectHash, RootEntry, SignedGeneration, Timestamp,
+    TreePath,
+};
 
-use crate::build::conform::Since;
 use crate::build::inodes::InodeLists;
 use crate::build::manifest::compare;
 use crate::build::{Job, StageError, Staged};
 use crate::replica::Replica;
 use crate::replica::activate::ActivateError;
 use crate::state::cursor::{DirCursor, LiveTree, looks_like};
-use crate::state::disk::Dir;
+use crate::state::disk::{Dir, Stat};
 use crate::state::hashing::hash_file;
+use crate::state::history::{Hashed, Proven, Since, Touched};
 use crate::state::record::{InodeChanges, Record, RecordError};
 use crate::state::slot::Slot;
 use crate::state::trees::Trees;
@@ -40,12 +44,22 @@ use crate::state::trees::Trees;
 /// Files and symlinks with another inode than at the same path of the live tree.
 type Others = BTreeMap<TreePath, (Entry, u64)>;
 
-/// A directory to visit, with the hash of its manifest.
-type Below = Vec<(TreePath, ObjectHash)>;
+/// Directories to visit, with their metadata and the hash of their manifest.
+type Below = Vec<(TreePath, Metadata, ObjectHash)>;
+
+/// A held tree that is as its manifest says.
+pub(super) struct Sound {
+    /// Inode numbers, as changes to those of the live tree.
+    pub inodes: InodeChanges,
+    /// Whatever is changed later has a later ctime.
+    pub proven: Timestamp,
+    /// Names that the switch to it changes; `None`: too many.
+    pub touched: Option<Touched>,
+}
 
 impl Replica {
     /// Takes a tree at the target's root that is complete already; `None`: there is none that can be trusted.
-    pub(super) fn stage_held(&self, job: Job<'_>, sync: &Dir) -> Result<Option<Staged>, StageError> {
+    pub(super) fn stage_held(&mut self, job: Job<'_>, sync: &Dir) -> Result<Option<Staged>, StageError> {
         let (target, root) = (job.target, job.target.generation().root);
         let Some(live) = self.slots.live().cloned() else { return Ok(None) };
         let basis = Some(live.number().get());
@@ -54,9 +68,9 @@ impl Replica {
             return Ok(Some(Staged { is_held: true, durable_basis: true, ..staged }));
         }
         for (slot, number) in self.trees_at(target) {
-            if let Some(inodes) = self.prove_held(slot, number, &live, &root, job.cancel)? {
+            if self.prove_held(slot, number, &live, &root, job.cancel)?.is_some() {
                 let staged = Staged::new(target, Some(slot), basis, sync.reopen()?);
-                return Ok(Some(Staged { is_held: true, durable_basis: true, inodes, ..staged }));
+                return Ok(Some(Staged { is_held: true, durable_basis: true, ..staged }));
             }
             tracing::warn!(generation = number, "the tree at hand was changed locally: it is not used");
         }
@@ -74,28 +88,30 @@ impl Replica {
 
     /// Proves a held tree once more, right before the switch to it. It may have waited for the origin's order
     /// for hours, while visitors could write into it.
-    pub(super) fn prove_again(&self, staged: &mut Staged, slot: u64) -> Result<(), ActivateError> {
+    pub(super) fn prove_again(&mut self, staged: &mut Staged, slot: u64) -> Result<(), ActivateError> {
         let (number, root) = (staged.target.number().get(), staged.target.generation().root);
-        let held = self.slots.state(slot).and_then(Slot::held);
-        let Some((live, held)) = self.slots.live().zip(held) else {
+        let held = self.slots.state(slot).and_then(Slot::held).map(|held| held.number().get());
+        let Some((live, held)) = self.slots.live().cloned().zip(held) else {
             return Err(ActivateError::Outdated { number });
         };
-        let proven = self.prove_held(slot, held.number().get(), live, &root, &AtomicBool::new(false));
+        let sound = self.prove_held(slot, held, &live, &root, &AtomicBool::new(false));
         let unproven = |source| ActivateError::Unproven { number, source: Box::new(source) };
-        staged.inodes = proven.map_err(unproven)?.ok_or(ActivateError::Changed { number })?;
+        let sound = sound.map_err(unproven)?.ok_or(ActivateError::Changed { number })?;
+        (staged.inodes, staged.touched) = (sound.inodes, sound.touched);
+        staged.proven = Some(sound.proven);
         Ok(())
     }
 
-    /// Proves that the tree of a slot is what `root` says. Returns its inode numbers as changes to those of
-    /// the live tree; `None`: it is not, or it differs from the live tree in more than one part.
+    /// Proves that the tree of a slot is what `root` says; `None`: it is not, or it differs from the live
+    /// tree in more than one part. Remembers the proof.
     fn prove_held(
-        &self,
+        &mut self,
         slot: u64,
         number: u64,
         live: &SignedGeneration,
         root: &RootEntry,
         cancel: &AtomicBool,
-    ) -> Result<Option<InodeChanges>, StageError> {
+    ) -> Result<Option<Sound>, StageError> {
         let (trees, live_root) = (self.slots.trees(), live.generation().root);
         let record = &*trees.record;
         let comparison = match compare(record, &live_root, root, self.options.part) {
@@ -105,37 +121,60 @@ impl Replica {
             Err(DiffError::Source { source: RecordError::Unknown { .. }, .. }) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        let steps = &self.upkeep.history;
-        let since = steps.finished(number).zip(steps.between(number, live.number().get()));
-        let proof = Proof {
-            since: since.map(|(finished, touched)| Since { finished, touched }),
+        let (history, live) = (&mut self.upkeep.history, live.number().get());
+        let began = self.slots.layout().staging.moment()?;
+        let mut proof = Proof {
+            began,
+            since: history.since(number, live),
+            known: history.proven(number, live).map(|proven| &proven.hashed),
             manifest: ManifestCursor::new(record, &live_root)?,
             live: trees.live_tree(&live_root)?,
             others: Others::new(),
+            hashed: Hashed::new(),
             trees: &trees,
             cancel,
         };
-        let Some(mut others) = proof.run(trees.open(slot)?, root)? else { return Ok(None) };
-        let mut inodes = InodeLists::new(record, Some(&live_root), root, comparison.renamed_directories())?;
-        for part in comparison.parts() {
-            let changes = part?.changes;
-            let mut placed = Vec::with_capacity(changes.len());
-            for change in changes.iter() {
-                match inode_of(change, &mut others) {
-                    Some(inode) => placed.push(inode),
-                    None => return Ok(None),
-                }
-            }
-            inodes.add(&changes, &placed)?;
+        if !proof.run(trees.open(slot)?, root)? {
+            return Ok(None);
         }
-        // The same entries with other inodes: they came back after a generation without them.
-        let (same, placed): (Vec<_>, Vec<_>) = others
-            .into_iter()
-            .map(|(path, (entry, inode))| (Change::Modified { path, from: entry.clone(), to: entry }, inode))
-            .unzip();
-        inodes.add(&same, &placed)?;
-        Ok(Some(inodes.finish()?))
+        let Proof { others, hashed, .. } = proof;
+        let Some((inodes, touched)) = differences(record, &comparison, (&live_root, root), others)? else {
+            return Ok(None);
+        };
+        let since = touched.clone().map(|touched| Since { finished: began, touched });
+        history.prove(Proven { generation: number, live, since, hashed });
+        Ok(Some(Sound { inodes, proven: began, touched }))
     }
+}
+
+/// Inode numbers of a proven tree as changes to those of the live tree, and the names that have another one.
+/// `None`: a name that should have been proven was not.
+fn differences(
+    record: &Record,
+    comparison: &Comparison<&Record>,
+    (live, root): (&RootEntry, &RootEntry),
+    mut others: Others,
+) -> Result<Option<(InodeChanges, Option<Touched>)>, StageError> {
+    let mut inodes = InodeLists::new(record, Some(live), root, comparison.renamed_directories())?;
+    for part in comparison.parts() {
+        let changes = part?.changes;
+        let mut placed = Vec::with_capacity(changes.len());
+        for change in changes.iter() {
+            match inode_of(change, &mut others) {
+                Some(inode) => placed.push(inode),
+                None => return Ok(None),
+            }
+        }
+        inodes.add(&changes, &placed)?;
+    }
+    let touched = Touched::by(comparison)?.and_then(|touched| touched.with(others.keys()));
+    // The same entries with other inodes: they came back after a generation without them.
+    let (same, placed): (Vec<_>, Vec<_>) = others
+        .into_iter()
+        .map(|(path, (entry, inode))| (Change::Modified { path, from: entry.clone(), to: entry }, inode))
+        .unzip();
+    inodes.add(&same, &placed)?;
+    Ok(Some((inodes.finish()?, touched)))
 }
 
 /// Inode number that a change puts at its path; 0: none. `None`: the path was not proven.
@@ -150,63 +189,68 @@ fn inode_of(change: &Change, others: &mut Others) -> Option<u64> {
 /// Proof of one tree against its manifest and the live tree.
 struct Proof<'a> {
     trees: &'a Trees,
+    /// Whatever is changed later has a later ctime.
+    began: Timestamp,
     /// Manifest of the live tree.
     manifest: ManifestCursor<'a, Record>,
     live: LiveTree<'a>,
     /// `None`: every name is looked at.
     since: Option<Since>,
+    /// Files hashed by the last proof.
+    known: Option<&'a Hashed>,
     others: Others,
+    hashed: Hashed,
     cancel: &'a AtomicBool,
 }
 
 impl Proof<'_> {
-    /// Visits the tree `dir`. `None`: it is not what `root` says.
-    fn run(mut self, dir: Dir, root: &RootEntry) -> Result<Option<Others>, StageError> {
+    /// Visits the tree `dir`. Returns whether it is what `root` says.
+    fn run(&mut self, dir: Dir, root: &RootEntry) -> Result<bool, StageError> {
         let mut cursor = DirCursor::new(dir);
-        let mut waiting = vec![(TreePath::root(), root.object)];
-        while let Some((path, object)) = waiting.pop() {
+        let mut waiting = vec![(TreePath::root(), root.metadata, root.object)];
+        while let Some((path, metadata, object)) = waiting.pop() {
             if self.cancel.load(Ordering::Relaxed) {
                 return Err(StageError::Cancelled);
             }
             let dir = match cursor.at(&path) {
                 Ok(dir) => dir.clone(),
-                Err(e) if e.is_no_directory() || e.is_denied() => return Ok(None),
+                Err(e) if e.is_no_directory() || e.is_denied() => return Ok(false),
                 Err(e) => return Err(e.into()),
             };
-            match self.directory(&path, object, &dir)? {
-                Some(below) => waiting.extend(below.into_iter().rev()),
-                None => return Ok(None),
+            let stat = dir.stat_self()?;
+            // The root gets its metadata when the tree is activated.
+            if !path.is_root() && !self.is_dressed(&stat, &metadata) {
+                return Ok(false);
             }
+            let below = match self.touched(&path, &stat) {
+                Some(touched) => self.touched_names(&path, object, &dir, &touched)?,
+                None => self.all_names(&path, object, &dir)?,
+            };
+            let Some(below) = below else { return Ok(false) };
+            waiting.extend(below.into_iter().rev());
         }
-        Ok(Some(self.others))
+        Ok(true)
     }
 
-    /// Looks at the names of a directory. Returns its subdirectories; `None`: a name is wrong.
-    fn directory(
-        &mut self,
-        path: &TreePath,
-        object: ObjectHash,
-        dir: &Dir,
-    ) -> Result<Option<Below>, StageError> {
-        match self.touched(path, dir)? {
-            Some(touched) => self.touched_names(path, object, dir, &touched),
-            None => self.all_names(path, object, dir),
-        }
+    /// Whether a directory has this metadata.
+    fn is_dressed(&self, stat: &Stat, metadata: &Metadata) -> bool {
+        stat.mtime == metadata.mtime && self.trees.owners.agree(stat, metadata)
     }
 
     /// Names of a directory that may be wrong; `None`: all.
-    fn touched(&self, path: &TreePath, dir: &Dir) -> Result<Option<Vec<Component>>, StageError> {
-        let Some(Since { finished, touched }) = &self.since else { return Ok(None) };
+    fn touched(&self, path: &TreePath, stat: &Stat) -> Option<Vec<Component>> {
+        let Since { finished, touched } = self.since.as_ref()?;
         // Owner and mode of the root were changed, so its ctime proves nothing.
-        if path.is_root() || touched.remade.contains(path) || dir.stat_self()?.ctime > *finished {
-            return Ok(None);
+        if path.is_root() || touched.remade.contains(path) || stat.ctime > *finished {
+            return None;
         }
-        Ok(match touched.names.get(path) {
+        match touched.names.get(path) {
             None => Some(Vec::new()),
             Some(names) => names.as_ref().map(|names| names.iter().cloned().collect()),
-        })
+        }
     }
 
+    /// Looks at some names of a directory. Returns its subdirectories; `None`: a name is wrong.
     fn touched_names(
         &mut self,
         path: &TreePath,
@@ -229,13 +273,14 @@ impl Proof<'_> {
         let (mut cursor, mut below) = (Cursor::new(record, Some(object))?, Below::new());
         while let Some(entry) = cursor.directory()? {
             if let Kind::Directory { object, .. } = entry.kind {
-                below.push((join(path, &entry.name)?, object));
+                below.push((join(path, &entry.name)?, entry.metadata, object));
             }
             cursor.skip();
         }
         Ok(Some(below))
     }
 
+    /// Looks at every name of a directory. Returns its subdirectories; `None`: a name is wrong.
     fn all_names(
         &mut self,
         path: &TreePath,
@@ -256,7 +301,7 @@ impl Proof<'_> {
                 return Ok(None);
             }
             if let Kind::Directory { object, .. } = entry.kind {
-                below.push((at, object));
+                below.push((at, entry.metadata, object));
             }
         }
         Ok(Some(below))
@@ -272,8 +317,7 @@ impl Proof<'_> {
             Err(e) => return Err(e.into()),
         };
         if entry.is_directory() {
-            let is_right = stat.kind == FileType::Directory && stat.mtime == entry.metadata.mtime;
-            return Ok(is_right && owners.agree(&stat, &entry.metadata));
+            return Ok(stat.kind == FileType::Directory && self.is_dressed(&stat, &entry.metadata));
         }
         if !looks_like(entry, &stat, owners) {
             return Ok(false);
@@ -285,14 +329,24 @@ impl Proof<'_> {
         }
         self.others.insert(path.clone(), (entry.clone(), stat.inode));
         Ok(match &entry.kind {
-            Kind::File { content, .. } => {
-                dir.open_file(name).is_ok_and(|file| hash_file(&file).is_ok_and(|hash| hash == *content))
-            }
+            Kind::File { content, .. } => self.has_content(dir, name, &stat, content),
             Kind::Symlink { .. } | Kind::Collected { .. } => {
                 Some(&*dir.read_link(name)?) == self.trees.layout.link_target(&entry.kind).as_deref()
             }
             Kind::Directory { .. } => false,
         })
+    }
+
+    /// Whether a file has this content. Reads it, unless the last proof did and it was not changed since.
+    fn has_content(&mut self, dir: &Dir, name: &[u8], stat: &Stat, content: &ContentHash) -> bool {
+        let read = (stat.ctime, *content);
+        let is_known = self.known.is_some_and(|known| known.get(&stat.inode) == Some(&read));
+        let is_right = is_known
+            || dir.open_file(name).is_ok_and(|file| hash_file(&file).is_ok_and(|hash| hash == *content));
+        if is_right && stat.ctime <= self.began {
+            self.hashed.insert(stat.inode, read);
+        }
+        is_right
     }
 }
 

@@ -25,7 +25,8 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Gid, Mode, OFlags, RenameFlags, ResolveFlags, Timespec, Timestamps, Uid,
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, RenameFlags, ResolveFlags, Timespec, Timestamps, UTIME_NOW,
+    Uid,
 };
 use rustix::io::Errno;
 use syncd_shared::{Metadata, Timestamp};
@@ -351,6 +352,22 @@ impl Dir {
             Err(Errno::NOENT) => Ok(None),
             Err(e) => Err(self.failed("inspect", name, e)),
         }
+    }
+
+    /// Returns a time before that of every later change on this file system, by the clock that sets a ctime.
+    /// Sets the times of this directory.
+    pub fn moment(&self) -> Result<Timestamp, DiskError> {
+        let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+        let now = Timestamps { last_access: now, last_modification: now };
+        fault::point()
+            .and_then(|()| self.listed(|fd| rustix::fs::futimens(fd, &now)))
+            .map_err(|e| self.failed("set the times of", b"", e))?;
+        // Something else may be changed in the same tick of the clock.
+        let Timestamp { seconds, nanoseconds } = self.stat_self()?.ctime;
+        Ok(match nanoseconds.checked_sub(1) {
+            Some(nanoseconds) => Timestamp { seconds, nanoseconds },
+            None => Timestamp { seconds: seconds.saturating_sub(1), nanoseconds: 999_999_999 },
+        })
     }
 
     pub fn stat_self(&self) -> Result<Stat, DiskError> {

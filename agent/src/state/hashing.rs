@@ -9,6 +9,8 @@ const BUFFER_BYTES: usize = 128 * 1024;
 
 /// Hashes a whole file. The file is read, not mapped: truncating a mapped file would kill the process.
 pub(crate) fn hash_file(file: &std::fs::File) -> std::io::Result<ContentHash> {
+    #[cfg(test)]
+    COUNTED.with(|counted| counted.set(counted.get() + 1));
     let mut hasher = blake3::Hasher::new();
     hash_stretch(file, 0, u64::MAX, &mut hasher)?;
     Ok(ContentHash::finish(&hasher))
@@ -43,4 +45,15 @@ pub(crate) fn hash_stretch(
         }
         Ok(())
     })
+}
+
+#[cfg(test)]
+thread_local! {
+    static COUNTED: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+}
+
+/// Files that this thread has hashed.
+#[cfg(test)]
+pub(crate) fn counted() -> u64 {
+    COUNTED.get()
 }

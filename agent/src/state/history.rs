@@ -4,11 +4,13 @@
 //! In a tree that was live, every name that no later activation touched still links the same inode as in the
 //! live tree. The memory is lost with the process, and cleared when the live tree is exchanged or found
 //! damaged.
+//!
+//! The last proof of a held tree is remembered too, so that a second one looks only at what changed since.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 
 use syncd_shared::diff::{Change, Comparison, DiffError};
-use syncd_shared::{Component, Timestamp, TreePath};
+use syncd_shared::{Component, ContentHash, Timestamp, TreePath};
 
 use crate::state::record::{Record, RecordError};
 
@@ -19,9 +21,37 @@ const DIRECTORIES_MAX: usize = 4_096;
 /// Limit of the names remembered for one directory.
 const NAMES_MAX: usize = 32;
 
-/// The remembered activations, oldest first.
+/// The remembered activations and the last proof.
 #[derive(Debug, Default)]
-pub(crate) struct Steps(VecDeque<Step>);
+pub(crate) struct Steps {
+    /// Oldest first.
+    steps: VecDeque<Step>,
+    proven: Option<Proven>,
+}
+
+/// Changes since a tree was known to be right.
+#[derive(Debug, Clone)]
+pub(crate) struct Since {
+    /// A directory with a later ctime may have other names.
+    pub finished: Timestamp,
+    /// Names that may have another inode than in the live tree.
+    pub touched: Touched,
+}
+
+/// A held tree that was found to be right beside a live tree.
+#[derive(Debug)]
+pub(crate) struct Proven {
+    pub generation: u64,
+    /// Number of the live generation.
+    pub live: u64,
+    /// `None`: too many names have another inode than in the live tree.
+    pub since: Option<Since>,
+    pub hashed: Hashed,
+}
+
+/// Files that were hashed by inode, with their ctime at that time. Those changed during the proof are left
+/// out.
+pub(crate) type Hashed = HashMap<u64, (Timestamp, ContentHash)>;
 
 #[derive(Debug)]
 struct Step {
@@ -50,7 +80,6 @@ impl Touched {
             return Ok(None);
         }
         let mut touched = Self::default();
-        let is_within = |touched: &Self| touched.names.len() + touched.remade.len() <= DIRECTORIES_MAX;
         comparison.each(|change| {
             let (path, directories) = match change {
                 Change::Added { path, entry } | Change::Removed { path, entry } => {
@@ -66,9 +95,24 @@ impl Touched {
             if directories {
                 touched.remade.insert(path.clone());
             }
-            is_within(&touched)
+            touched.is_within()
         })?;
-        Ok(Some(touched).filter(is_within))
+        Ok(Some(touched).filter(Self::is_within))
+    }
+
+    /// Adds files and symlinks that have other inodes; `None`: too many directories.
+    pub fn with<'a>(mut self, paths: impl Iterator<Item = &'a TreePath>) -> Option<Self> {
+        for (parent, name) in paths.filter_map(TreePath::split_last) {
+            self.note(parent, Some(BTreeSet::from([name])));
+            if !self.is_within() {
+                return None;
+            }
+        }
+        Some(self)
+    }
+
+    fn is_within(&self) -> bool {
+        self.names.len() + self.remade.len() <= DIRECTORIES_MAX
     }
 
     fn note(&mut self, directory: TreePath, names: Names) {
@@ -86,31 +130,54 @@ impl Touched {
 impl Steps {
     /// Notes that generation `to`, last changed at `finished`, replaced `from`. `None`: unknown.
     pub fn add(&mut self, from: u64, to: u64, finished: Option<Timestamp>, touched: Option<Touched>) {
+        self.proven = None;
         let (Some(touched), Some(finished)) = (touched, finished) else { return self.forget() };
-        if self.0.len() == STEPS_MAX {
-            self.0.pop_front();
+        if self.steps.len() == STEPS_MAX {
+            self.steps.pop_front();
         }
-        self.0.push_back(Step { from, to, finished, touched });
+        self.steps.push_back(Step { from, to, finished, touched });
     }
 
-    /// Time at which this process last changed the tree of a generation.
+    /// Notes the result of a proof.
+    pub fn prove(&mut self, proven: Proven) {
+        self.proven = Some(proven);
+    }
+
+    /// The last proof, if it was of this tree beside this live tree.
+    pub fn proven(&self, generation: u64, live: u64) -> Option<&Proven> {
+        self.proven.as_ref().filter(|proven| (proven.generation, proven.live) == (generation, live))
+    }
+
+    /// Changes in the tree of a generation since it was last known to be right; `None`: unknown.
+    pub fn since(&self, generation: u64, live: u64) -> Option<Since> {
+        let activated = || {
+            let (finished, touched) = self.finished(generation).zip(self.between(generation, live))?;
+            Some(Since { finished, touched })
+        };
+        self.proven(generation, live).and_then(|proven| proven.since.clone()).or_else(activated)
+    }
+
+    /// Time at which this process last changed or proved the tree of a generation.
     pub fn finished(&self, generation: u64) -> Option<Timestamp> {
-        self.0.iter().find(|step| step.to == generation).map(|step| step.finished)
+        self.steps.iter().rfind(|step| step.to == generation).map(|step| step.finished)
+    }
+
+    /// Whether a remembered step is about this generation.
+    pub fn knows(&self, generation: u64) -> bool {
+        self.steps.iter().any(|step| [step.from, step.to].contains(&generation))
     }
 
     /// Forgets everything.
     pub fn forget(&mut self) {
-        self.0.clear();
+        *self = Self::default();
     }
 
-    /// All changes between two generations; `None`: unknown.
-    pub fn between(&self, from: u64, to: u64) -> Option<Touched> {
+    /// All changes since `from` was last live, up to the live generation `to`; `None`: unknown.
+    fn between(&self, from: u64, to: u64) -> Option<Touched> {
         let mut at = from;
         let mut all = Touched::default();
-        for step in self.0.iter().skip_while(|step| step.from != from) {
-            if at == to {
-                break;
-            }
+        let left = self.steps.iter().rposition(|step| step.from == from).unwrap_or(self.steps.len());
+        for step in self.steps.iter().skip(left).filter(|_| from != to) {
             if step.from != at {
                 return None;
             }
@@ -165,6 +232,34 @@ mod tests {
     }
 
     #[test]
+    fn a_tree_that_was_live_twice_differs_by_what_changed_since_the_second_time() {
+        let mut steps = Steps::default();
+        steps.add(1, 2, at(2), Some(touched(&["a"])));
+        steps.add(2, 1, at(3), Some(touched(&["a", "b"])));
+        steps.add(1, 4, at(4), Some(touched(&["c"])));
+        let since = steps.since(1, 4).unwrap();
+        assert_eq!((Some(since.finished), since.touched), (at(3), touched(&["c"])));
+        assert_eq!(steps.between(2, 4), Some(touched(&["a", "b", "c"])));
+    }
+
+    #[test]
+    fn a_proof_counts_for_its_two_trees_until_all_is_forgotten() {
+        let mut steps = Steps::default();
+        steps.add(1, 2, at(2), Some(touched(&["a"])));
+        let proof = |since| Proven { generation: 1, live: 2, since, hashed: Hashed::new() };
+        steps.prove(proof(at(9).map(|finished| Since { finished, touched: touched(&["b"]) })));
+        let since = steps.since(1, 2).unwrap();
+        assert_eq!((Some(since.finished), since.touched), (at(9), touched(&["b"])));
+        assert!(steps.proven(1, 2).is_some() && steps.proven(1, 3).is_none() && steps.proven(2, 2).is_none());
+        assert_eq!(steps.since(2, 2).map(|since| since.touched), Some(Touched::default()));
+        // Very many names differ: what the activations tell.
+        steps.prove(proof(None));
+        assert_eq!(steps.since(1, 2).map(|since| since.touched), None, "when 1 was made is not known");
+        steps.forget();
+        assert!(steps.proven(1, 2).is_none() && steps.since(2, 2).is_none());
+    }
+
+    #[test]
     fn a_way_with_a_gap_is_not_known() {
         let mut steps = Steps::default();
         steps.add(1, 2, at(2), Some(touched(&["a"])));
@@ -172,6 +267,7 @@ mod tests {
         assert_eq!(steps.between(1, 4), None);
         assert_eq!(steps.between(0, 4), None);
         assert_eq!(steps.between(3, 5), None);
+        assert!(steps.knows(1) && steps.knows(4) && !steps.knows(5));
         steps.add(4, 5, at(5), None);
         assert_eq!(steps.between(3, 4), None);
     }

@@ -2,10 +2,23 @@
 
 use super::*;
 use crate::session::worker::ReplicaWork;
+use crate::state::hashing;
 use crate::state::slot::Slot;
 
 /// Two generations held, the second live, everything settled.
 fn two(site: Site) -> (Site, Replica) {
+    two_by(site, edit)
+}
+
+/// Changes without a renamed directory, so that the node remembers what they touched.
+fn edit_a_little(site: &Site) {
+    site.write("docs/0/page-0.html", "edited");
+    site.write("docs/new/deep/file", "new");
+    std::fs::remove_file(site.tree().join("docs/1/page-1.html")).unwrap();
+    set_mode(&site.tree().join("twin-b"), 0o600);
+}
+
+fn two_by(site: Site, edit: fn(&Site)) -> (Site, Replica) {
     let (mut site, mut replica) = settled_in(site);
     edit(&site);
     site.publish(&mut replica);
@@ -204,47 +217,65 @@ fn a_return_that_the_origin_interrupts_can_be_tried_again_after_a_restart() {
     }
 }
 
-#[test]
-fn a_held_tree_that_is_damaged_after_it_was_staged_does_not_become_live() {
-    for site in [Site::new(), Site::in_memory().exchanging()] {
-        let (mut site, mut replica) = two(site);
-        let (old, now) = (snapshot(&site.generation(1)), snapshot(&site.live().canonicalize().unwrap()));
-        let target = site.origin.seal_root(root_of(&replica, 1));
-        let staged = site.stage(&mut replica, &target).unwrap();
-        let shell = site.generation(1).join("docs/1/shell.php");
-        let activated = replica.activate(staged, &mut |_| Ok(std::fs::write(&shell, "<?php")?));
-        assert!(matches!(activated, Err(ActivateError::Changed { number: 3 })), "{activated:?}");
-        assert_eq!(snapshot(&site.live().canonicalize().unwrap()), now);
-        site.follow(&mut replica, &target);
-        assert_eq!(snapshot(&site.live().canonicalize().unwrap()), old);
-        assert_eq!(site.live_number(), 3);
-    }
+type Harm = fn(&Path);
+
+/// Writes into a file and sets its time back, as a visitor can.
+fn overwrite(file: &Path, content: &[u8]) {
+    let time = std::fs::metadata(file).unwrap().modified().unwrap();
+    std::fs::write(file, content).unwrap();
+    std::fs::File::options().write(true).open(file).unwrap().set_modified(time).unwrap();
 }
 
-#[test]
-fn local_damage_in_a_tree_that_rests_never_comes_back_to_life() {
-    type Harm = fn(&Path);
-    let in_place: Harm = |tree| {
-        let file = tree.join("docs/0/page-0.html");
-        let time = std::fs::metadata(&file).unwrap().modified().unwrap();
-        std::fs::write(&file, "<p>X</p>").unwrap();
-        std::fs::File::options().write(true).open(&file).unwrap().set_modified(time).unwrap();
-    };
-    let replaced: Harm = |tree| {
+fn set_mode(path: &Path, mode: u32) {
+    std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+}
+
+/// Damage that visitors may do to the tree of the first generation of [`two`].
+const HARMS: [Harm; 7] = [
+    |tree| overwrite(&tree.join("docs/0/page-0.html"), b"<p>X</p>"),
+    |tree| {
         let file = tree.join("media/large.bin");
         let time = std::fs::metadata(&file).unwrap().modified().unwrap();
         std::fs::remove_file(&file).unwrap();
         std::fs::write(&file, vec![1; 700_000]).unwrap();
         std::fs::File::options().write(true).open(&file).unwrap().set_modified(time).unwrap();
-    };
-    let added: Harm = |tree| std::fs::write(tree.join("docs/1/shell.php"), "<?php").unwrap();
-    let removed: Harm = |tree| std::fs::remove_file(tree.join("docs/1/page-1.html")).unwrap();
-    let mode: Harm = |tree| {
-        std::fs::set_permissions(tree.join("docs/1"), PermissionsExt::from_mode(0o777)).unwrap();
-    };
-    for (index, harm) in [in_place, replaced, added, removed, mode].into_iter().enumerate() {
-        for restart in [false, true] {
-            let (mut site, mut replica) = two(Site::in_memory());
+    },
+    |tree| std::fs::write(tree.join("docs/1/shell.php"), "<?php").unwrap(),
+    |tree| std::fs::remove_file(tree.join("docs/1/page-1.html")).unwrap(),
+    |tree| set_mode(&tree.join("docs/1"), 0o777),
+    // No update touches this directory.
+    |tree| set_mode(&tree.join("media"), 0o777),
+    |tree| set_mode(&tree.join("twin-b"), 0o666),
+];
+
+#[test]
+fn a_held_tree_that_is_damaged_after_it_was_staged_does_not_become_live() {
+    let edits: [fn(&Site); 2] = [edit, edit_a_little];
+    for (index, harm) in HARMS.into_iter().enumerate() {
+        for (site, edit) in [Site::in_memory(), Site::in_memory().exchanging()].into_iter().zip(edits) {
+            let (mut site, mut replica) = two_by(site, edit);
+            let (old, now) = (snapshot(&site.generation(1)), snapshot(&site.live().canonicalize().unwrap()));
+            let target = site.origin.seal_root(root_of(&replica, 1));
+            let staged = site.stage(&mut replica, &target).unwrap();
+            let tree = site.generation(1);
+            let activated = replica.activate(staged, &mut |_| {
+                harm(&tree);
+                Ok(())
+            });
+            assert!(matches!(activated, Err(ActivateError::Changed { number: 3 })), "{index}: {activated:?}");
+            assert_eq!(snapshot(&site.live().canonicalize().unwrap()), now, "harm {index}");
+            site.follow(&mut replica, &target);
+            assert_eq!(snapshot(&site.live().canonicalize().unwrap()), old, "harm {index}");
+            assert_eq!(site.live_number(), 3);
+        }
+    }
+}
+
+#[test]
+fn local_damage_in_a_tree_that_rests_never_comes_back_to_life() {
+    for (index, harm) in HARMS.into_iter().enumerate() {
+        for (restart, edit) in [(false, edit as fn(&Site)), (false, edit_a_little), (true, edit)] {
+            let (mut site, mut replica) = two_by(Site::in_memory(), edit);
             let old = snapshot(&site.generation(1));
             harm(&site.generation(1));
             if restart {
@@ -257,6 +288,51 @@ fn local_damage_in_a_tree_that_rests_never_comes_back_to_life() {
             assert_eq!(site.generations(), [1, 2, 3], "the damaged tree is not the live one");
         }
     }
+}
+
+#[test]
+fn damage_never_comes_back_to_life_by_a_second_return() {
+    let harms: [Harm; 4] = [
+        |tree| overwrite(&tree.join("docs/0/page-0.html"), b"EDITED"),
+        |tree| std::fs::write(tree.join("media/shell.php"), "<?php").unwrap(),
+        |tree| overwrite(&tree.join("docs/new/deep/file"), b"NEW"),
+        |tree| set_mode(&tree.join("docs/new"), 0o777),
+    ];
+    for (index, harm) in harms.into_iter().enumerate() {
+        let (mut site, mut replica) = two_by(Site::in_memory(), edit_a_little);
+        let edited = snapshot(&site.generation(2));
+        assert!(return_to(&mut site, &mut replica, 1));
+        harm(&site.generation(2));
+        return_to(&mut site, &mut replica, 2);
+        assert_eq!(snapshot(&site.live().canonicalize().unwrap()), edited, "harm {index}");
+        assert_eq!(site.generations(), [2, 3, 4], "the damaged tree is not the live one");
+    }
+}
+
+#[test]
+fn the_second_proof_reads_nothing_again_and_a_return_is_remembered_like_an_update() {
+    let (mut site, mut replica) = two_by(Site::in_memory(), edit_a_little);
+    let target = site.origin.seal_root(root_of(&replica, 1));
+    let read = hashing::counted();
+    let staged = site.stage(&mut replica, &target).unwrap();
+    let first = hashing::counted() - read;
+    assert!(first > 0);
+    replica.activate(staged, &mut |_| Ok(())).unwrap();
+    assert_eq!(hashing::counted() - read, first, "files were read by the second proof");
+    let since = replica.upkeep.history.since(2, 3).expect("the way from 2 to 3 is known");
+    assert!(since.touched.names.contains_key(&path("docs/0")), "{since:?}");
+    assert!(!since.touched.names.contains_key(&path("media")), "{since:?}");
+}
+
+#[test]
+fn a_number_with_a_second_tree_is_not_remembered() {
+    let (mut site, mut replica) = two_by(Site::in_memory(), edit_a_little);
+    let slot = replica.slots.generations()[&1];
+    let good = replica.slots.state(slot).and_then(Slot::held).unwrap().clone();
+    HARMS[2](&site.generation(1));
+    return_back(&mut site, &mut replica, &good);
+    assert_eq!(site.live_number(), 1);
+    assert!(replica.upkeep.history.since(2, 1).is_none() && replica.upkeep.history.since(1, 1).is_none());
 }
 
 /// Prepares two generations of which the first will be live again.
