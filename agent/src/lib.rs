@@ -9,7 +9,6 @@
 
 pub mod adopt;
 pub mod cli;
-mod collected;
 mod config;
 mod dialer;
 #[cfg(test)]
@@ -50,6 +49,10 @@ pub mod check;
 mod clock;
 #[cfg(feature = "testing")]
 pub mod clock;
+#[cfg(not(feature = "testing"))]
+mod collected;
+#[cfg(feature = "testing")]
+pub mod collected;
 #[cfg(not(feature = "testing"))]
 mod fetch;
 #[cfg(feature = "testing")]

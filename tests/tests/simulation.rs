@@ -40,6 +40,11 @@ fn an_origin_that_is_killed_at_any_durable_step_of_a_rollout_ends_with_one_gener
 }
 
 #[test]
+fn uploads_are_neither_lost_nor_brought_back() {
+    simulate(&["--uploads", "--seeds", "40"]);
+}
+
+#[test]
 fn a_seed_gives_the_same_trace_every_time() {
     simulate(&["--seeds", "20", "--twice"]);
 }

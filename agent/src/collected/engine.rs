@@ -6,26 +6,26 @@
 mod look;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::fs::File;
+use std::io;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use syncd_proto::v1;
-use syncd_proto::v1::collected_client::CollectedClient;
 use syncd_proto::v1::collected_down::Message as Down;
 use syncd_proto::v1::collected_up::Message as Up;
 use syncd_shared::TreePath;
 use syncd_shared::collected::message::{Decision, MessageError, path};
-use syncd_shared::collected::{Change, CollectedName, CollectedRules, Ruling, State, Version};
+use syncd_shared::collected::{Change, CollectedName, CollectedRules, FileState, Ruling, State, Version};
 use syncd_shared::text::error_chain;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
-use tonic::transport::Channel;
 
 use super::error::{AGAIN, CollectedError};
 use super::files::Files;
 use super::journal::{Journal, Known, Position};
 use super::report::CollectedReport;
-use super::watch::Watch;
+use crate::clock::Clock;
 
 /// Paths looked at in one turn.
 const TURN: usize = 64;
@@ -38,7 +38,8 @@ const REPORT_EVERY: Duration = Duration::from_millis(250);
 
 type Key = (CollectedName, TreePath);
 
-pub(super) enum Event {
+/// An event of the file system or of the connection.
+pub enum Event {
     /// A file was closed after it was written, or moved here.
     Settled(CollectedName, TreePath),
     /// A path may have changed.
@@ -47,16 +48,37 @@ pub(super) enum Event {
     Below(CollectedName, TreePath),
     /// Anything may have changed.
     Everything,
-    Connected(Link),
+    Connected(Box<dyn Link>),
     Received(Box<v1::CollectedDown>),
     Disconnected,
     Stop,
 }
 
-/// A connection to the origin.
-pub(super) struct Link {
-    pub messages: mpsc::Sender<v1::CollectedUp>,
-    pub client: CollectedClient<Channel>,
+/// A connection to the origin. Dropping it ends it. Calls block.
+pub trait Link: Send {
+    fn send(&mut self, message: Up) -> Result<(), CollectedError>;
+
+    /// Sends a content. The origin has it durably on return.
+    fn upload(
+        &mut self,
+        name: &CollectedName,
+        file: &FileState,
+        from: &mut File,
+    ) -> Result<(), CollectedError>;
+
+    /// Receives a content, at most the announced bytes. The caller checks its hash.
+    fn download(
+        &mut self,
+        name: &CollectedName,
+        file: &FileState,
+        to: &mut File,
+    ) -> Result<(), CollectedError>;
+}
+
+/// Reports changes in directories, as events.
+pub trait Watches: Send {
+    /// Watches a directory from now on. It must be listed afterwards.
+    fn add(&self, name: &CollectedName, path: &TreePath) -> io::Result<()>;
 }
 
 /// Opens the collected directories that exist.
@@ -71,14 +93,15 @@ struct Refusal {
 
 /// The surroundings of an engine.
 pub(super) struct Parts {
-    pub runtime: Handle,
     pub journal: Journal,
-    pub watch: Watch,
+    pub watch: Box<dyn Watches>,
     pub open: Open,
+    pub clock: Clock,
     pub report: watch::Sender<Option<CollectedReport>>,
 }
 
-pub(super) struct Engine {
+/// See the module documentation.
+pub struct Engine {
     parts: Parts,
     directories: BTreeMap<CollectedName, Files>,
     /// Rules of the directories, from the newest session.
@@ -90,9 +113,11 @@ pub(super) struct Engine {
     /// The last error, until nothing is waiting to be tried again.
     trouble: Option<String>,
     report_due: Instant,
+    /// The last turn came too soon after a report.
+    is_unreported: bool,
     /// Directories whose versions are all known in this session.
     caught_up: BTreeSet<CollectedName>,
-    link: Option<Link>,
+    link: Option<Box<dyn Link>>,
     waiting: BTreeSet<Key>,
     again: BTreeMap<Key, Instant>,
     /// Unanswered changes by ID, and their paths.
@@ -107,7 +132,8 @@ pub(super) struct Engine {
 }
 
 impl Engine {
-    pub fn new(parts: Parts) -> Self {
+    pub(super) fn new(parts: Parts) -> Self {
+        let now = parts.clock.now();
         Self {
             parts,
             rules: BTreeMap::new(),
@@ -115,7 +141,8 @@ impl Engine {
             settled: HashSet::new(),
             kept_aside: 0,
             trouble: None,
-            report_due: Instant::now(),
+            report_due: now,
+            is_unreported: false,
             directories: BTreeMap::new(),
             caught_up: BTreeSet::new(),
             link: None,
@@ -127,13 +154,12 @@ impl Engine {
             rows: HashMap::new(),
             positions: BTreeMap::new(),
             outgoing: Vec::new(),
-            walk_due: Instant::now(),
+            walk_due: now,
         }
     }
 
     /// Runs until [`Event::Stop`], or until nobody sends events. Blocks.
-    pub fn run(mut self, mut events: mpsc::Receiver<Event>) {
-        let runtime = self.parts.runtime.clone();
+    pub fn run(mut self, runtime: &Handle, mut events: mpsc::Receiver<Event>) {
         loop {
             let wait = self.wait();
             let first = runtime.block_on(async { tokio::time::timeout(wait, events.recv()).await });
@@ -143,22 +169,31 @@ impl Engine {
                 Err(_) => None,
             };
             let more = std::iter::from_fn(|| events.try_recv().ok());
-            for event in first.into_iter().chain(more).take(TURN) {
-                if matches!(event, Event::Stop) {
-                    return;
-                }
-                if let Err(error) = self.take(event) {
-                    tracing::warn!(error = error_chain(&error), "a collected directory");
-                    self.mend(&error);
-                }
+            let all: Vec<Event> = first.into_iter().chain(more).take(TURN).collect();
+            if all.iter().any(|event| matches!(event, Event::Stop)) {
+                return;
             }
-            if let Err(error) = self.turn() {
-                tracing::warn!(error = error_chain(&error), "collected directories wait");
-                self.mend(&error);
+            if !self.step(all) {
                 std::thread::sleep(AGAIN);
             }
-            self.report();
         }
+    }
+
+    /// Takes events, and does one turn. False: the turn failed, and should be tried again after a pause.
+    pub fn step(&mut self, events: Vec<Event>) -> bool {
+        for event in events {
+            if let Err(error) = self.take(event) {
+                tracing::warn!(error = error_chain(&error), "a collected directory");
+                self.mend(&error);
+            }
+        }
+        let turned = self.turn();
+        if let Err(error) = &turned {
+            tracing::warn!(error = error_chain(error), "collected directories wait");
+            self.mend(error);
+        }
+        self.report();
+        turned.is_ok()
     }
 
     /// Goes on with an empty journal if the error says that it is damaged.
@@ -177,8 +212,9 @@ impl Engine {
     }
 
     fn report(&mut self) {
-        let now = Instant::now();
-        if now < self.report_due {
+        let now = self.parts.clock.now();
+        self.is_unreported = now < self.report_due;
+        if self.is_unreported {
             return;
         }
         self.report_due = now + REPORT_EVERY;
@@ -201,14 +237,14 @@ impl Engine {
     }
 
     /// Time until there is something to do without an event.
-    fn wait(&self) -> Duration {
+    pub fn wait(&self) -> Duration {
         if !self.waiting.is_empty() && self.may_look() {
             return Duration::ZERO;
         }
         let due = self.again.values().copied().min().unwrap_or(self.walk_due).min(self.walk_due);
-        // The last report may have been skipped.
-        let due = if Instant::now() < self.report_due { due.min(self.report_due) } else { due };
-        due.saturating_duration_since(Instant::now())
+        let now = self.parts.clock.now();
+        let due = if self.is_unreported { due.min(self.report_due) } else { due };
+        due.saturating_duration_since(now)
     }
 
     fn may_look(&self) -> bool {
@@ -276,7 +312,7 @@ impl Engine {
 
     /// Looks at all files and all rows again.
     fn look_everywhere(&mut self) -> Result<(), CollectedError> {
-        self.walk_due = Instant::now() + WALK_EVERY;
+        self.walk_due = self.parts.clock.now() + WALK_EVERY;
         self.refused.clear();
         self.open_all()?;
         let names: Vec<CollectedName> = self.directories.keys().cloned().collect();
@@ -420,7 +456,7 @@ impl Engine {
 
     /// Looks at some paths, makes what was learned durable, and sends.
     fn turn(&mut self) -> Result<(), CollectedError> {
-        let now = Instant::now();
+        let now = self.parts.clock.now();
         if self.walk_due <= now {
             self.look_everywhere()?;
         }
@@ -456,7 +492,7 @@ impl Engine {
         let error_text = error_chain(error);
         tracing::debug!(path = %key.1, error = error_text, "a path is looked at again");
         self.trouble = Some(error_text);
-        self.again.insert(key, Instant::now() + error.pause());
+        self.again.insert(key, self.parts.clock.now() + error.pause());
     }
 
     /// Rows before messages.
@@ -466,11 +502,10 @@ impl Engine {
             self.rows.clear();
             self.positions.clear();
         }
-        let Some(link) = &self.link else { return Ok(()) };
+        let Some(link) = &mut self.link else { return Ok(()) };
         for message in self.outgoing.drain(..) {
-            let message = v1::CollectedUp { message: Some(message) };
             // The end of the stream is reported as an event.
-            if self.parts.runtime.block_on(link.messages.send(message)).is_err() {
+            if link.send(message).is_err() {
                 break;
             }
         }

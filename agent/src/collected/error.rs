@@ -13,7 +13,7 @@ use crate::state::disk::DiskError;
 
 /// Reasons why a step failed. All are tried again.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum CollectedError {
+pub enum CollectedError {
     #[error("change a collected directory")]
     Disk(#[from] DiskError),
     #[error("read a collected file")]

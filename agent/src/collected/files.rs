@@ -5,7 +5,6 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::FileType;
 use syncd_shared::collected::{FileState, State};
@@ -14,6 +13,7 @@ use syncd_shared::{Component, Metadata, TreePath};
 
 use super::error::CollectedError;
 use super::journal::{FINGERPRINT_BYTES, Fingerprint};
+use crate::clock::Clock;
 use crate::state::disk::{Dir, DiskError, Owners, Stat, stat_file};
 use crate::state::hashing::hash_file;
 
@@ -61,13 +61,14 @@ pub(super) struct Files {
     owners: Owners,
     /// Owner of all files.
     owner: (u32, u32),
+    clock: Clock,
     next: u64,
 }
 
 impl Files {
-    pub fn open(dir: Dir, incoming: Dir, owners: Owners) -> Result<Self, CollectedError> {
+    pub fn open(dir: Dir, incoming: Dir, owners: Owners, clock: Clock) -> Result<Self, CollectedError> {
         let stat = dir.stat_self()?;
-        Ok(Self { dir, incoming, owners, owner: (stat.uid, stat.gid), next: 0 })
+        Ok(Self { dir, incoming, owners, owner: (stat.uid, stat.gid), clock, next: 0 })
     }
 
     fn parent(&self, path: &TreePath) -> Result<Option<(Dir, Component)>, CollectedError> {
@@ -126,12 +127,12 @@ impl Files {
                     return Ok((Found::State(*state), Some(mark)));
                 }
                 // The clock may have been set back.
-                let age = now().seconds.saturating_sub(stat.ctime.seconds);
+                let age = self.clock.wall().seconds.saturating_sub(stat.ctime.seconds);
                 if !is_closed && (0..SETTLED_SECONDS).contains(&age) {
                     return Ok((Found::Moving, None));
                 }
                 match dir.open_file(name.as_bytes()) {
-                    Ok(file) => read_state(&file, &stat),
+                    Ok(file) => read_state(&file, &stat, self.clock.wall()),
                     Err(e) if e.is_absent() => Ok(absent),
                     Err(e) => Err(e.into()),
                 }
@@ -187,7 +188,7 @@ impl Files {
                 Ok(below) => below,
                 Err(e) if e.is_absent() => {
                     let below = dir.create_dir(name.as_bytes(), 0o755)?;
-                    below.set_own_metadata(&self.metadata(0o755, now()), self.owners)?;
+                    below.set_own_metadata(&self.metadata(0o755, self.clock.wall()), self.owners)?;
                     dir.sync_names()?;
                     below
                 }
@@ -217,7 +218,7 @@ impl Files {
             }
         }
         let made = dir.ensure_dir(name.as_bytes(), 0o755)?;
-        made.set_own_metadata(&self.metadata(mode, now()), self.owners)?;
+        made.set_own_metadata(&self.metadata(mode, self.clock.wall()), self.owners)?;
         dir.sync_names()?;
         Ok(Placed::Done)
     }
@@ -339,14 +340,14 @@ impl Files {
         if stat.kind != FileType::RegularFile {
             return Ok(false);
         }
-        let (found, _) = read_state(&self.incoming.open_file(temporary)?, &stat)?;
+        let (found, _) = read_state(&self.incoming.open_file(temporary)?, &stat, self.clock.wall())?;
         Ok(found == Found::State(*local))
     }
 
     fn temporary(&mut self, kind: &str) -> Vec<u8> {
         self.next = self.next.wrapping_add(1);
         // Another process may have had this process's ID.
-        format!("{kind}{}-{}-{}", now().seconds, std::process::id(), self.next).into_bytes()
+        format!("{kind}{}-{}-{}", self.clock.wall().seconds, std::process::id(), self.next).into_bytes()
     }
 
     /// Removes versions that arrived in part before a crash. A file that was on its way out stays: a visitor
@@ -390,14 +391,6 @@ fn mode(stat: &Stat) -> u16 {
     stat.mode as u16 & MODE_MASK
 }
 
-fn now() -> Timestamp {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Timestamp {
-        seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
-        nanoseconds: since.subsec_nanos(),
-    }
-}
-
 fn fingerprint(stat: &Stat) -> Fingerprint {
     let mut out = Vec::with_capacity(FINGERPRINT_BYTES);
     out.extend_from_slice(&stat.inode.to_le_bytes());
@@ -411,10 +404,14 @@ fn fingerprint(stat: &Stat) -> Fingerprint {
     fixed
 }
 
-fn read_state(file: &File, before: &Stat) -> Result<(Found, Option<Fingerprint>), CollectedError> {
+fn read_state(
+    file: &File,
+    before: &Stat,
+    now: Timestamp,
+) -> Result<(Found, Option<Fingerprint>), CollectedError> {
     let content = hash_file(file).map_err(CollectedError::Read)?;
     let after = stat_file(file).map_err(CollectedError::Read)?;
-    let (mark, is_racy) = (fingerprint(&after), after.ctime.seconds + RACY_SECONDS >= now().seconds);
+    let (mark, is_racy) = (fingerprint(&after), after.ctime.seconds + RACY_SECONDS >= now.seconds);
     if after.kind != FileType::RegularFile || (after.size, after.mtime) != (before.size, before.mtime) {
         return Ok((Found::Moving, None));
     }

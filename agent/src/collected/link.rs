@@ -14,15 +14,16 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
-use super::engine::{Engine, Event, Link, Parts};
+use super::engine::{Engine, Event};
 use super::error::CollectedError;
-use super::files::Files;
-use super::journal::Journal;
+use super::opening::{Surroundings, existing};
 use super::report::CollectedReport;
+use super::transfer::Stream;
 use super::watch::Watch;
 use crate::backoff::Backoff;
+use crate::clock::Clock;
 use crate::dialer::Dialer;
-use crate::state::disk::{Dir, Owners};
+use crate::state::disk::Owners;
 use crate::status::AgentStatus;
 
 const SHORTEST_PAUSE: Duration = Duration::from_millis(200);
@@ -59,7 +60,7 @@ pub async fn serve(
     let runtime = Handle::current();
     let engine = tokio::task::spawn_blocking(move || {
         if let Some(engine) = opening.until_opened(&runtime) {
-            engine.run(queue);
+            engine.run(&runtime, queue);
         }
     });
     tokio::select! {
@@ -84,7 +85,7 @@ impl Opening {
     /// Tries until it works. `None`: the agent stops. Blocks.
     fn until_opened(&self, runtime: &Handle) -> Option<Engine> {
         while !self.stop.is_cancelled() {
-            match self.open(runtime.clone()) {
+            match self.open() {
                 Ok(engine) => return Some(engine),
                 Err(error) => {
                     let error = error_chain(&error);
@@ -99,40 +100,13 @@ impl Opening {
         None
     }
 
-    fn open(&self, runtime: Handle) -> Result<Engine, CollectedError> {
-        let root = &self.root;
-        let journal = Journal::open(&root.join("state/collected.redb"))?;
-        let watch = Watch::start(&root.join("collected"), self.events.clone(), self.stop.clone());
-        let watch = watch.map_err(CollectedError::Watch)?;
-        let parent = Dir::open_path(&root.join("collected"))?;
-        Files::tidy(&parent.ensure_dir(INCOMING, 0o700)?)?;
-        let (at, owners) = (root.clone(), self.owners);
-        let open = move || {
-            let mut opened = Vec::new();
-            for name in existing(&at)? {
-                let (dir, incoming) = (parent.open_dir(name.as_bytes())?, parent.open_dir(INCOMING)?);
-                opened.push((name, Files::open(dir, incoming, owners)?));
-            }
-            Ok(opened)
-        };
-        let report = self.report.clone();
-        Ok(Engine::new(Parts { runtime, journal, watch, open: Box::new(open), report }))
+    fn open(&self) -> Result<Engine, CollectedError> {
+        let watch = Watch::start(&self.root.join("collected"), self.events.clone(), self.stop.clone());
+        let watch = Box::new(watch.map_err(CollectedError::Watch)?);
+        let surroundings =
+            Surroundings { owners: self.owners, watch, clock: Clock::default(), report: self.report.clone() };
+        surroundings.open(&self.root)
     }
-}
-
-const INCOMING: &[u8] = b".incoming";
-
-/// Names of the collected directories of a node.
-fn existing(root: &Path) -> Result<Vec<CollectedName>, CollectedError> {
-    let parent = match Dir::open_path(&root.join("collected")) {
-        Ok(parent) => parent,
-        Err(e) if e.is_absent() => return Ok(Vec::new()),
-        Err(e) => return Err(e.into()),
-    };
-    let mut names: Vec<CollectedName> =
-        parent.list()?.iter().filter_map(|listed| CollectedName::new(&listed.name).ok()).collect();
-    names.sort_unstable();
-    Ok(names)
 }
 
 /// Has the engine look again when there are other directories.
@@ -192,8 +166,8 @@ async fn follow(
     let mut client = CollectedClient::new(channel).max_decoding_message_size(CONTROL_MESSAGE_MAX_BYTES);
     let (messages, queue) = mpsc::channel::<v1::CollectedUp>(MESSAGES);
     let mut incoming = client.exchange(ReceiverStream::new(queue)).await?.into_inner();
-    let link = Event::Connected(Link { messages, client });
-    events.send(link).await.map_err(|_| CollectedError::Disconnected)?;
+    let link = Box::new(Stream { runtime: Handle::current(), messages, client });
+    events.send(Event::Connected(link)).await.map_err(|_| CollectedError::Disconnected)?;
     while let Some(message) = incoming.message().await? {
         backoff.reset();
         let event = Event::Received(Box::new(message));

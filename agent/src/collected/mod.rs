@@ -19,9 +19,18 @@ mod error;
 mod files;
 mod journal;
 mod link;
+mod opening;
 mod report;
 mod transfer;
 mod watch;
+
+#[cfg(feature = "testing")]
+pub use {
+    crate::state::disk::Owners,
+    engine::{Engine, Event, Link, Watches},
+    error::CollectedError,
+    opening::Surroundings,
+};
 
 pub use link::serve;
 pub use report::CollectedReport;

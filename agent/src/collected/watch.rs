@@ -21,7 +21,7 @@ use syncd_shared::{Component, TreePath};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::engine::Event;
+use super::engine::{Event, Watches};
 
 const BUFFER_BYTES: usize = 64 * 1024;
 /// Longest time until a stop is noticed.
@@ -50,9 +50,10 @@ impl Watch {
         std::thread::Builder::new().name("collected-watch".into()).spawn(run)?;
         Ok(watch)
     }
+}
 
-    /// Watches a directory from now on. It must be listed afterwards.
-    pub fn add(&self, name: &CollectedName, path: &TreePath) -> io::Result<()> {
+impl Watches for Watch {
+    fn add(&self, name: &CollectedName, path: &TreePath) -> io::Result<()> {
         let at = self.parent.join(name.as_str()).join(OsStr::from_bytes(path.as_bytes()));
         let flags = WatchFlags::CLOSE_WRITE
             | WatchFlags::MOVE

@@ -29,9 +29,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::Services;
 use super::error::{ServeError, status};
 use super::replication::{invalid, peer};
+use super::{FromPeer, Services};
 use crate::collected::{CollectError, CollectedOptions, Collection, NodeChange};
 
 /// Messages queued for a connection.
@@ -49,7 +49,7 @@ const TRANSFERS_MAX: usize = 64;
 
 /// Reasons why a call ended.
 #[derive(Debug, thiserror::Error)]
-enum ExchangeError {
+pub enum ExchangeError {
     #[error(transparent)]
     Serve(#[from] ServeError),
     #[error("malformed message")]
@@ -85,7 +85,39 @@ fn code(error: &CollectError) -> tonic::Code {
 }
 
 /// The streams of nodes by name: the token that ends the newest, and a lock that it holds.
-type Sessions = Arc<Mutex<HashMap<String, (CancellationToken, Arc<tokio::sync::Mutex<()>>)>>>;
+#[derive(Clone, Default)]
+pub struct Sessions(Arc<Mutex<HashMap<String, (CancellationToken, Arc<tokio::sync::Mutex<()>>)>>>);
+
+impl Sessions {
+    /// Serves one stream of a node, until it ends or the node has another one.
+    pub async fn serve(
+        &self,
+        collection: Collection,
+        node: String,
+        incoming: impl FromPeer<v1::CollectedUp>,
+        sender: &Sender,
+    ) -> Result<(), ExchangeError> {
+        let (replaced, _guard) = self.begin(&node).await;
+        let session = Session { collection, node, sender: sender.clone(), sent: BTreeMap::new() };
+        tokio::select! {
+            result = session.run(incoming) => result,
+            () = sender.closed() => Ok(()),
+            () = replaced.cancelled() => Err(ServeError::Replaced.into()),
+        }
+    }
+
+    /// Ends the node's stream before this one. Returns what ends this one, and a guard to hold meanwhile.
+    async fn begin(&self, name: &str) -> (CancellationToken, OwnedMutexGuard<()>) {
+        let token = CancellationToken::new();
+        let lock = {
+            let mut sessions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let (newest, lock) = sessions.entry(name.to_owned()).or_default();
+            std::mem::replace(newest, token.clone()).cancel();
+            lock.clone()
+        };
+        (token, lock.lock_owned().await)
+    }
+}
 
 /// Limits of uploads, by directory and node.
 #[derive(Default)]
@@ -128,18 +160,6 @@ impl Collect {
     }
 }
 
-/// Ends the node's stream before this one. Returns what ends this one, and a guard to hold meanwhile.
-async fn begin(sessions: &Sessions, name: &str) -> (CancellationToken, OwnedMutexGuard<()>) {
-    let token = CancellationToken::new();
-    let lock = {
-        let mut sessions = sessions.lock().unwrap_or_else(PoisonError::into_inner);
-        let (newest, lock) = sessions.entry(name.to_owned()).or_default();
-        std::mem::replace(newest, token.clone()).cancel();
-        lock.clone()
-    };
-    (token, lock.lock_owned().await)
-}
-
 type Sender = mpsc::Sender<Result<v1::CollectedDown, Status>>;
 /// A change that is judged some time.
 type Judged = Pin<Box<dyn Future<Output = Result<Down, ExchangeError>> + Send>>;
@@ -154,11 +174,11 @@ struct Session {
 }
 
 impl Session {
-    async fn run(mut self, mut incoming: Streaming<v1::CollectedUp>) -> Result<(), ExchangeError> {
+    async fn run(mut self, mut incoming: impl FromPeer<v1::CollectedUp>) -> Result<(), ExchangeError> {
         self.collection.barrier().await;
-        let first = tokio::time::timeout(PATIENCE, incoming.message()).await;
+        let first = tokio::time::timeout(PATIENCE, incoming.next()).await;
         let silent = || ServeError::Silent { what: "Hello", seconds: PATIENCE.as_secs() };
-        let first = first.map_err(|_| silent())?.map_err(ServeError::received)?;
+        let first = first.map_err(|_| silent())?.transpose().map_err(ServeError::received)?;
         let Some(v1::CollectedUp { message: Some(Up::Hello(hello)) }) = first else {
             return Err(ServeError::Missing { field: "hello" }.into());
         };
@@ -171,8 +191,11 @@ impl Session {
         let mut pending = FuturesUnordered::<Judged>::new();
         loop {
             tokio::select! {
-                message = incoming.message(), if pending.len() < PENDING_MAX => {
-                    match message.map_err(ServeError::received)? {
+                // In a fixed order, so that a simulation repeats itself.
+                biased;
+                Some(answer) = pending.next() => self.send(answer?).await,
+                message = incoming.next(), if pending.len() < PENDING_MAX => {
+                    match message.transpose().map_err(ServeError::received)? {
                         None => return Ok(()),
                         Some(v1::CollectedUp { message: Some(Up::Change(change)) }) => {
                             pending.push(self.judged(change)?);
@@ -180,7 +203,6 @@ impl Session {
                         Some(_) => return Err(ServeError::OutOfOrder { what: "a message" }.into()),
                     }
                 }
-                Some(answer) = pending.next() => self.send(answer?).await,
                 Ok(()) = changes.changed() => self.send_versions().await?,
             }
         }
@@ -267,7 +289,6 @@ async fn until_ended<T>(
     services: &Services,
     peer: &PeerIdentity,
     shutdown: &CancellationToken,
-    replaced: &CancellationToken,
     work: impl Future<Output = Result<T, ExchangeError>>,
 ) -> Result<T, ExchangeError> {
     let mut admission = services.fleet.admission();
@@ -276,7 +297,6 @@ async fn until_ended<T>(
         _ = admission.wait_for(|a| !a.admits(peer)) => Err(ServeError::Revoked.into()),
         error = invalid(peer, &services.keys) => Err(error.into()),
         () = shutdown.cancelled() => Err(ServeError::Stopping.into()),
-        () = replaced.cancelled() => Err(ServeError::Replaced.into()),
     }
 }
 
@@ -295,15 +315,8 @@ impl Collected for Collect {
         let (sessions, collection) = (self.sessions.clone(), self.collection.clone());
         tokio::spawn(async move {
             let node = peer.name.to_string();
-            let (replaced, _guard) = begin(&sessions, &node).await;
-            let session = Session { collection, node, sender: sender.clone(), sent: BTreeMap::new() };
-            let run = async {
-                tokio::select! {
-                    result = session.run(request.into_inner()) => result,
-                    () = sender.closed() => Ok(()),
-                }
-            };
-            if let Err(error) = until_ended(&services, &peer, &shutdown, &replaced, run).await {
+            let run = sessions.serve(collection, node, request.into_inner(), &sender);
+            if let Err(error) = until_ended(&services, &peer, &shutdown, run).await {
                 tracing::debug!(node = %peer.name, error = crate::error_chain(&error), "an exchange ended");
                 let _ = tokio::time::timeout(PATIENCE, sender.send(Err(error.into()))).await;
             }
@@ -319,8 +332,7 @@ impl Collected for Collect {
         let _permit = self.permit().await?;
         let node = peer.name.to_string();
         let work = receive(&self.collection, &self.rates, &node, request.into_inner());
-        let replaced = CancellationToken::new();
-        until_ended(&self.services, &peer, &self.shutdown, &replaced, work).await?;
+        until_ended(&self.services, &peer, &self.shutdown, work).await?;
         Ok(Response::new(v1::CollectedUploaded {}))
     }
 

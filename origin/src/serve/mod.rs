@@ -49,6 +49,7 @@ use crate::publish::Locations;
 
 #[cfg(feature = "testing")]
 pub use {
+    collected::{ExchangeError, Sessions},
     error::{ServeError, status},
     fetch::answer,
     fetch_slots::StreamSlots,

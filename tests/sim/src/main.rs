@@ -19,6 +19,7 @@ mod run;
 mod site;
 mod sweep;
 mod transfer;
+mod uploads;
 mod world;
 
 use std::path::PathBuf;
@@ -61,6 +62,9 @@ struct Options {
     /// Have rollouts and checks in every seed.
     #[arg(long, conflicts_with = "plant")]
     rollouts: bool,
+    /// Simulate collected directories instead: uploads on several nodes.
+    #[arg(long, conflicts_with_all = ["plant", "rollouts"])]
+    uploads: bool,
     /// Kill the origin at each durable step of rollouts.
     #[arg(long)]
     sweep: bool,
@@ -133,16 +137,20 @@ impl Outcome {
     fn work(&self, options: &Options) {
         let how = run::Options {
             plant: options.plant,
-            log: options.seed.is_some() || options.rollouts,
+            log: options.seed.is_some() || options.rollouts || options.uploads,
             nodes: None,
             rolls: options.rollouts,
+        };
+        let simulate = |seed| match options.uploads {
+            true => uploads::run(seed, &options.directory, how.log),
+            false => run::run(seed, &options.directory, how),
         };
         while !self.enough.load(Ordering::Relaxed) {
             let seed = options.first + self.next.fetch_add(1, Ordering::Relaxed);
             if seed >= options.first + options.seeds {
                 return;
             }
-            let run = match run::run(seed, &options.directory, how) {
+            let run = match simulate(seed) {
                 Ok(run) => run,
                 Err(error) => {
                     self.fail(seed, format!("the simulation itself failed: {error:#}"));
@@ -150,7 +158,7 @@ impl Outcome {
                 }
             };
             if options.twice && run.violation.is_none() {
-                match run::run(seed, &options.directory, how) {
+                match simulate(seed) {
                     Ok(again) if again.trace == run.trace => {}
                     Ok(again) => {
                         self.fail(seed, format!("trace {} the second time {}", run.trace, again.trace))

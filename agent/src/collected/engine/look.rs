@@ -1,14 +1,11 @@
 //! One path: whether the rules take it, what stands there, and the next step.
 
-use std::time::Instant;
-
 use syncd_shared::collected::{Action, Change, Ruling, State, Version};
 
 use super::{Engine, Key, Refusal, message};
 use crate::collected::error::{AGAIN, CollectedError};
 use crate::collected::files::{Found, Placed};
 use crate::collected::journal::Known;
-use crate::collected::transfer::{download, upload};
 
 const DENIED: &str = "the rule deny of this directory";
 
@@ -26,7 +23,7 @@ impl Engine {
         let (local, mark) = match files.state(&key.1, before.seen.as_ref(), is_closed)? {
             (Found::State(local), mark) => (local, mark),
             (Found::Moving, _) => {
-                self.again.insert(key.clone(), Instant::now() + AGAIN);
+                self.again.insert(key.clone(), self.parts.clock.now() + AGAIN);
                 return Ok(());
             }
             (Found::Untaken, _) => return Ok(()),
@@ -70,9 +67,8 @@ impl Engine {
         known: &mut Known,
     ) -> Result<(), CollectedError> {
         // Looked at again once there is a connection.
-        let Some(link) = &self.link else { return Ok(()) };
-        let (client, runtime, name) = (link.client.clone(), &self.parts.runtime, &key.0);
-        let fetch = move |file: &_, to: &mut _| download(runtime, client, name, file, to);
+        let Some(link) = &mut self.link else { return Ok(()) };
+        let fetch = |file: &_, to: &mut _| link.download(&key.0, file, to);
         let Some(files) = self.directories.get_mut(&key.0) else { return Ok(()) };
         if let State::File(file) = &version.state {
             files.check_room(file.size)?;
@@ -91,7 +87,7 @@ impl Engine {
             }
             Placed::Changed => {
                 self.kept_aside = files.kept_aside()?;
-                self.again.insert(key.clone(), Instant::now() + AGAIN);
+                self.again.insert(key.clone(), self.parts.clock.now() + AGAIN);
             }
             Placed::Obstructed => {}
         }
@@ -99,14 +95,14 @@ impl Engine {
     }
 
     /// Sends the content of a change. Blocks until the origin has it durably.
-    pub(super) fn upload(&self, key: &Key, change: &Change) -> Result<(), CollectedError> {
+    pub(super) fn upload(&mut self, key: &Key, change: &Change) -> Result<(), CollectedError> {
         let (Some(link), Some(files), State::File(file)) =
-            (&self.link, self.directories.get(&key.0), &change.state)
+            (&mut self.link, self.directories.get(&key.0), &change.state)
         else {
             return Err(CollectedError::Disconnected);
         };
         let mut opened = files.open_file(&key.1)?.ok_or(CollectedError::Content)?;
-        upload(&self.parts.runtime, link.client.clone(), &key.0, file, &mut opened)
+        link.upload(&key.0, file, &mut opened)
     }
 
     /// Whether the rules take a path. Reports a file that they deny.
