@@ -139,6 +139,25 @@ impl Cluster {
         self.report(node).to_string()
     }
 
+    /// Waits for an event of this kind. Returns the newest one.
+    #[track_caller]
+    fn event(&self, name: &str) -> Value {
+        wait::until(&format!("an event {name}"), || {
+            let told = self.origin.cli("events", &["--json"]).expect_success().stdout;
+            let events = told.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+            events.filter(|event| event["event"] == name).last()
+        })
+    }
+
+    /// Waits until `status --check` of the origin ends with this code.
+    #[track_caller]
+    fn checks(&self, code: i32) {
+        wait::until_ok(&format!("status --check with {code}"), || {
+            let outcome = self.origin.cli("status", &["--check"]);
+            if outcome.code == Some(code) { Ok(()) } else { Err(format!("{outcome:?}")) }
+        });
+    }
+
     /// Waits until a node has nothing to do.
     #[track_caller]
     fn settles(&self, node: usize) {
@@ -232,6 +251,10 @@ fn code_is_neither_collected_nor_run() {
         let report = cluster.report(0);
         if report["refused"] == denied.len() { Ok(()) } else { Err(report.to_string()) }
     });
+    // The origin knows of them too, until they are gone.
+    let refused = cluster.event("collected_refused");
+    assert_eq!((refused["directory"].as_str(), refused["node"].as_str()), (Some("uploads"), Some("web1")));
+    cluster.checks(3);
     let elsewhere = files(&second);
     assert_eq!(elsewhere.keys().collect::<Vec<_>>(), ["last.jpg"]);
     for path in ["shell.php", "a/shell.PHP", ".htaccess", "x.phtml", "b/x.phar", "passwd.txt"] {
@@ -244,6 +267,10 @@ fn code_is_neither_collected_nor_run() {
     cluster.arrives("wc-logs/order.txt", "private");
     let answer = http::get(&apache.address, "/wp-content/uploads/wc-logs/order.txt").expect("an answer");
     assert_eq!(answer.status, 403);
+    for path in denied {
+        fs::remove_file(first.join(path)).expect("a removal");
+    }
+    cluster.checks(0);
 }
 
 #[test]
@@ -272,6 +299,8 @@ fn of_two_changes_without_the_origin_the_later_one_is_kept_aside() {
         other => panic!("{}", other.escape_ascii()),
     };
     assert_eq!((conflict["path"].as_str(), conflict["node"].as_str()), (Some("shared.jpg"), Some(loser)));
+    let event = cluster.event("collected_conflict");
+    assert_eq!((event["path"].as_str(), event["node"].as_str()), (Some("shared.jpg"), Some(loser)));
     // A person decides otherwise, then takes it back.
     let number = conflict["conflict"].to_string();
     cluster.collected(&["restore", "uploads", "--conflict", &number]).expect_success();
@@ -280,6 +309,7 @@ fn of_two_changes_without_the_origin_the_later_one_is_kept_aside() {
     let version = history[history.len() - 2]["version"].to_string();
     cluster.collected(&["restore", "uploads", "shared.jpg", "--version", &version]).expect_success();
     cluster.arrives("shared.jpg", winner);
+    assert_eq!(cluster.event("collected_restored")["files"], 1);
 }
 
 #[test]
@@ -406,12 +436,15 @@ fn a_file_beyond_the_quota_stays_on_its_node() {
     });
     let text = cluster.nodes[0].cli("status", &[]).expect_success().stdout;
     assert!(text.contains("uploads/more.bin: max_bytes of this directory"), "{text}");
+    assert_eq!(cluster.event("collected_refused")["path"], "more.bin");
+    cluster.checks(3);
     assert!(first.join("more.bin").exists() && !second.join("more.bin").exists());
     fs::remove_file(second.join("small.bin")).expect("a removal");
     cluster.vanishes("small.bin");
     // Tried again in the next session.
     cluster.nodes[0].restart();
     cluster.arrives("more.bin", vec![2; 60_000]);
+    cluster.checks(0);
 }
 
 #[test]

@@ -83,13 +83,18 @@ pub struct CollectedLine {
     pub max_bytes: Option<u64>,
     /// Contents that lost a conflict.
     pub conflicts: u64,
-    /// Changes that rules or quota refused since the start.
+    /// Files of nodes that rules or quota refuse now.
     pub refused: u64,
     /// Reason that the nodes have no link to it yet.
     pub withheld: Option<String>,
 }
 
 impl CollectedLine {
+    /// Whether everything that nodes offer is taken.
+    pub fn takes_everything(&self) -> bool {
+        self.refused == 0 && self.max_bytes.is_none_or(|most| self.bytes < most)
+    }
+
     /// One line, without a line feed.
     pub fn to_text(&self) -> String {
         let Self { name, path, bytes, max_bytes, conflicts, refused, withheld } = self;
@@ -97,7 +102,7 @@ impl CollectedLine {
         let path = path.as_deref().unwrap_or("not configured");
         let mut text = format!("{name} ({path})   {}{of}", HumanBytes(*bytes));
         for (number, one, many) in
-            [(*conflicts, "conflict", "conflicts"), (*refused, "refused change", "refused changes")]
+            [(*conflicts, "conflict", "conflicts"), (*refused, "refused file", "refused files")]
         {
             if number > 0 {
                 text += &format!("   {}", counted(number, one, many));
@@ -259,7 +264,9 @@ pub fn answer(
             served.ok_or(CollectedRequestError::NotServing)?;
             let name = name.parse()?;
             let changes = restored(&collection, &name, what)?;
-            told(&collection.submit_all(&name, changes)?, "restored", lines);
+            let moved = collection.submit_all(&name, changes)?;
+            collection.restored(&name, moved.files);
+            told(&moved, "restored", lines);
         }
         CollectedAction::Adopt { name, directory } => {
             let (served, name) = (served.ok_or(CollectedRequestError::NotServing)?, name.parse()?);

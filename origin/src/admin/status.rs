@@ -271,7 +271,8 @@ pub enum Verdict {
     NotPublishing,
     /// Exit code 3: an enrolled agent does not have the current generation live, or needs attention because
     /// of an error, local changes or a note. Also if a file that the next start needs is gone, or if no agent
-    /// is enrolled, for example after only the keys were restored, because then no node has it live.
+    /// is enrolled, for example after only the keys were restored, because then no node has it live. Also if
+    /// a collected directory is full, or refuses files.
     NotLiveEverywhere,
 }
 
@@ -290,7 +291,12 @@ impl Status {
         match self.state {
             State::Ready | State::Scanning if self.generation.is_some() => {
                 let is_live = !self.agents.is_empty() && self.agents.iter().all(is_well);
-                if is_live && self.reason.is_none() { Verdict::Well } else { Verdict::NotLiveEverywhere }
+                let is_taken = self.collected.iter().all(CollectedLine::takes_everything);
+                if is_live && is_taken && self.reason.is_none() {
+                    Verdict::Well
+                } else {
+                    Verdict::NotLiveEverywhere
+                }
             }
             _ => Verdict::NotPublishing,
         }

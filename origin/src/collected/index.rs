@@ -478,15 +478,16 @@ impl<'t> Tables<'t> {
         Ok((unused, next))
     }
 
-    /// Keeps the content of a change that came second. Returns contents that nothing uses any more.
+    /// Keeps the content of a change that came second. Returns contents that nothing uses any more; `None`:
+    /// it was kept already.
     pub fn keep_loser(
         &mut self,
         name: &CollectedName,
         loser: &Loser,
         bytes_max: u64,
-    ) -> Result<Vec<ContentHash>, CollectError> {
+    ) -> Result<Option<Vec<ContentHash>>, CollectError> {
         if self.is_loser(name, loser)? {
-            return Ok(Vec::new());
+            return Ok(None);
         }
         let number = self.value(name, NEWEST_LOSER)?.saturating_add(1);
         let mut bytes = self.value(name, LOSER_BYTES)?.saturating_add(loser.file.size);
@@ -506,7 +507,7 @@ impl<'t> Tables<'t> {
         self.set(name, LOSER_BYTES, bytes)?;
         self.use_content(&loser.file.content)?;
         unused.retain(|content| *content != loser.file.content);
-        Ok(unused)
+        Ok(Some(unused))
     }
 
     fn is_loser(&self, name: &CollectedName, loser: &Loser) -> Result<bool, CollectError> {

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -14,6 +13,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::index::{Index, Tables};
 use super::{AT_ORIGIN, CollectError, NodeChange, Ruled, Shared};
+use crate::events::Event;
 
 /// Changes judged in one transaction.
 const BATCH: usize = 256;
@@ -121,11 +121,13 @@ fn judge_all(shared: &Shared, changes: &[NodeChange]) -> Result<Vec<Decision>, C
         return Ok(Vec::new());
     }
     let transaction = shared.index.begin()?;
-    let Judged { decisions, added, unused } = Batch::new(shared, &transaction)?.judge_all(changes)?;
+    let Judged { decisions, added, unused, news } = Batch::new(shared, &transaction)?.judge_all(changes)?;
     // Before the commit refers to them.
     shared.contents.sync_names(added.iter())?;
     Index::commit(transaction)?;
     remove(shared, unused);
+    // Fails only while nobody listens.
+    news.into_iter().for_each(|event| drop(shared.news.send(event)));
     Ok(decisions)
 }
 
@@ -157,6 +159,7 @@ struct Judged {
     added: BTreeSet<ContentHash>,
     /// Contents that it does not refer to any more.
     unused: BTreeSet<ContentHash>,
+    news: Vec<Event>,
 }
 
 struct Batch<'a, 't> {
@@ -165,12 +168,14 @@ struct Batch<'a, 't> {
     now_ms: u64,
     added: BTreeSet<ContentHash>,
     unused: BTreeSet<ContentHash>,
+    news: Vec<Event>,
 }
 
 impl<'a, 't> Batch<'a, 't> {
     fn new(shared: &'a Shared, transaction: &'t WriteTransaction) -> Result<Self, CollectError> {
         let tables = Tables::open(transaction)?;
-        Ok(Self { shared, tables, now_ms: now_ms(), added: BTreeSet::new(), unused: BTreeSet::new() })
+        let (added, unused) = (BTreeSet::new(), BTreeSet::new());
+        Ok(Self { shared, tables, now_ms: now_ms(), added, unused, news: Vec::new() })
     }
 
     fn judge_all(mut self, changes: &[NodeChange]) -> Result<Judged, CollectError> {
@@ -181,15 +186,20 @@ impl<'a, 't> Batch<'a, 't> {
                 unused.insert(content);
             }
         }
-        Ok(Judged { decisions, added: self.added, unused })
+        Ok(Judged { decisions, added: self.added, unused, news: self.news })
     }
 
     fn judge(&mut self, node_change: &NodeChange) -> Result<Decision, CollectError> {
         let NodeChange { directory, node, path, change } = node_change;
         let ruled = self.shared.directories.get(directory).ok_or(CollectError::UnknownDirectory)?;
         let is_directory = matches!(change.state, State::Directory { .. });
-        if change.state != State::Absent && ruled.rules.ruling(path, is_directory) != Ruling::Taken {
-            return Ok(refused(ruled, "the rules of this directory"));
+        match ruled.rules.ruling(path, is_directory) {
+            _ if change.state == State::Absent => {}
+            Ruling::Taken => {}
+            Ruling::Denied => return Ok(self.refuse(ruled, node_change, "the rule deny of this directory")),
+            Ruling::Ignored => {
+                return Ok(self.refuse(ruled, node_change, "the rule ignore of this directory"));
+            }
         }
         let chain = self.tables.chain(directory, path)?;
         let current = chain.current();
@@ -200,24 +210,63 @@ impl<'a, 't> Batch<'a, 't> {
             }
             self.added.insert(file.content);
         }
-        match (verdict, &change.state) {
+        let decision = match (verdict, &change.state) {
             (Verdict::Take, state) => {
                 if let Some(limit) = self.exceeded(ruled, node, &current, state)? {
-                    return Ok(refused(ruled, limit));
+                    return Ok(self.refuse(ruled, node_change, limit));
                 }
                 let taken = self.tables.take((directory, path), chain, *state, node, self.now_ms)?;
                 self.unused.extend(taken.1);
-                Ok(Decision::Answered(Answer { verdict, current: taken.0 }))
+                Decision::Answered(Answer { verdict, current: taken.0 })
             }
             (Verdict::Conflict, State::File(file)) => {
                 let loser = Loser { path: path.clone(), file: *file, node: node.clone(), at_ms: self.now_ms };
                 let most = ruled.options.losers_max_bytes;
-                self.unused.extend(self.tables.keep_loser(directory, &loser, most)?);
-                tracing::warn!(%directory, %path, %node, "conflict: another change came first, this content is kept");
-                Ok(Decision::Answered(Answer { verdict, current }))
+                if let Some(unused) = self.tables.keep_loser(directory, &loser, most)? {
+                    self.unused.extend(unused);
+                    tracing::warn!(%directory, %path, %node, "conflict: another change came first, this content is kept");
+                    self.news.push(Event::CollectedConflict {
+                        directory: directory.to_string(),
+                        path: path.to_string(),
+                        node: node.clone(),
+                    });
+                }
+                Decision::Answered(Answer { verdict, current })
             }
-            _ => Ok(Decision::Answered(Answer { verdict, current })),
+            _ => Decision::Answered(Answer { verdict, current }),
+        };
+        ruled.refusals().end(node, path);
+        Ok(decision)
+    }
+
+    fn refuse(&mut self, ruled: &Ruled, change: &NodeChange, reason: &str) -> Decision {
+        let NodeChange { directory, node, path, .. } = change;
+        let reason = reason.to_owned();
+        // A person gets the answer.
+        if node != AT_ORIGIN && ruled.refusals().add(node, path, self.now_ms) {
+            self.news_of_refusal(Event::CollectedRefused {
+                directory: directory.to_string(),
+                path: path.to_string(),
+                node: node.clone(),
+                reason: reason.clone(),
+                more: 0,
+            });
         }
+        Decision::Refused { reason }
+    }
+
+    /// Adds a refusal, or counts it with the one before if only the path is another.
+    fn news_of_refusal(&mut self, event: Event) {
+        if let (
+            Some(Event::CollectedRefused { directory, node, reason, more, .. }),
+            Event::CollectedRefused { directory: in_directory, node: by, reason: why, .. },
+        ) = (self.news.last_mut(), &event)
+            && (directory, node, reason) == (&mut in_directory.clone(), &mut by.clone(), &mut why.clone())
+        {
+            *more = more.saturating_add(1);
+            return;
+        }
+        self.news.push(event);
     }
 
     /// The limit that a change would exceed. Shrinking is always possible.
@@ -242,12 +291,7 @@ impl<'a, 't> Batch<'a, 't> {
     }
 }
 
-fn refused(ruled: &Ruled, reason: &str) -> Decision {
-    ruled.refused.fetch_add(1, Ordering::Relaxed);
-    Decision::Refused { reason: reason.to_owned() }
-}
-
-fn now_ms() -> u64 {
+pub(super) fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -23,6 +23,7 @@ mod config;
 mod contents;
 mod index;
 mod keeper;
+mod refusals;
 #[cfg(test)]
 mod tests;
 
@@ -30,16 +31,16 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use syncd_shared::collected::message::Decision;
 use syncd_shared::collected::stored::StoredError;
 use syncd_shared::collected::{Chain, Change, CollectedName, CollectedRules, Loser, Version};
 use syncd_shared::ignore_rules::IgnoreError;
 use syncd_shared::{ContentHash, Kind, TreePath};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
+use crate::events::Event;
 use crate::keys::Keys;
 use crate::store::Store;
 use crate::tree_objects::TreeObjects;
@@ -48,7 +49,10 @@ pub use config::{CollectConfigError, CollectedOptions, parse};
 pub use contents::{Contents, Upload};
 use index::Index;
 use keeper::{Job, Removals};
+use refusals::Refusals;
 
+/// Events that the log may be behind. Older ones are left out.
+const NEWS: usize = 1_024;
 /// Changes that wait for the keeper.
 const QUEUE: usize = 1_024;
 
@@ -99,8 +103,13 @@ pub struct NodeChange {
 struct Ruled {
     options: CollectedOptions,
     rules: CollectedRules,
-    /// Changes that rules or quota refused since the start.
-    refused: AtomicU64,
+    refusals: Mutex<Refusals>,
+}
+
+impl Ruled {
+    fn refusals(&self) -> MutexGuard<'_, Refusals> {
+        self.refusals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Figures of a directory.
@@ -111,8 +120,10 @@ pub struct DirectoryFigures {
     pub bytes: u64,
     /// Contents that lost a conflict.
     pub conflicts: u64,
-    /// Changes that rules or quota refused since the start.
+    /// Files of nodes that rules or quota refuse now.
     pub refused: u64,
+    /// Changes that rules or quota refused since the start.
+    pub refusals: u64,
 }
 
 /// A version of a path, for people.
@@ -145,6 +156,7 @@ struct Shared {
     removals: Removals,
     /// Counts batches that made versions.
     changes: watch::Receiver<u64>,
+    news: broadcast::Sender<Event>,
 }
 
 const LINE_BYTES: usize = 16;
@@ -166,14 +178,15 @@ impl Collection {
         let line = line.map_or_else(|| new_line(&line_path), Ok)?;
         let directories = directories.into_iter().map(|options| {
             let rules = CollectedRules::new(&options.ignore, &options.deny)?;
-            Ok((options.name.clone(), Ruled { options, rules, refused: AtomicU64::new(0) }))
+            Ok((options.name.clone(), Ruled { options, rules, refusals: Mutex::default() }))
         });
         let directories = directories.collect::<Result<_, CollectError>>()?;
         let (jobs, queue) = mpsc::channel(QUEUE);
         let (changed, changes) = watch::channel(0);
         let line = Mutex::new(line);
         let removals = Removals::default();
-        let shared = Shared { directories, index, contents, line, line_path, jobs, removals, changes };
+        let news = broadcast::Sender::new(NEWS);
+        let shared = Shared { directories, index, contents, line, line_path, jobs, removals, changes, news };
         let shared = Arc::new(shared);
         keeper::start(Arc::downgrade(&shared), queue, changed).map_err(io_error("start", &own))?;
         Ok(Self { shared })
@@ -200,8 +213,11 @@ impl Collection {
     pub fn figures(&self, name: &CollectedName) -> Result<DirectoryFigures, CollectError> {
         let (bytes, conflicts) = self.shared.index.figures(name)?;
         let ruled = self.shared.directories.get(name);
-        let refused = ruled.map_or(0, |ruled| ruled.refused.load(Ordering::Relaxed));
-        Ok(DirectoryFigures { name: name.clone(), bytes, conflicts, refused })
+        let (refused, refusals) = ruled.map_or((0, 0), |ruled| {
+            let mut refusals = ruled.refusals();
+            (refusals.now(keeper::now_ms()), refusals.count())
+        });
+        Ok(DirectoryFigures { name: name.clone(), bytes, conflicts, refused, refusals })
     }
 
     /// The versions of a path, oldest first.
@@ -300,6 +316,17 @@ impl Collection {
     /// Changes whenever there are newer versions.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.shared.changes.clone()
+    }
+
+    /// Conflicts, refusals and restores from now on.
+    pub fn news(&self) -> broadcast::Receiver<Event> {
+        self.shared.news.subscribe()
+    }
+
+    /// A person made earlier states current again.
+    pub fn restored(&self, name: &CollectedName, files: u64) {
+        // Fails only while nobody listens.
+        let _ = self.shared.news.send(Event::CollectedRestored { directory: name.to_string(), files });
     }
 
     /// Has a change judged. The answer is durable. If the future is dropped, the change may be judged or not.

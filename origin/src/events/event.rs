@@ -115,6 +115,25 @@ pub enum Event {
     Unpinned {
         node: String,
     },
+    /// A change of a node came second. Its content is kept.
+    CollectedConflict {
+        directory: String,
+        path: String,
+        node: String,
+    },
+    /// A file of a node is not taken, and `more` others at the same moment.
+    CollectedRefused {
+        directory: String,
+        path: String,
+        node: String,
+        reason: String,
+        more: u64,
+    },
+    /// A person made earlier states of files current again.
+    CollectedRestored {
+        directory: String,
+        files: u64,
+    },
 }
 
 impl Event {
@@ -143,6 +162,9 @@ impl Event {
             Self::Undrained { .. } => "undrained",
             Self::Pinned { .. } => "pinned",
             Self::Unpinned { .. } => "unpinned",
+            Self::CollectedConflict { .. } => "collected conflict",
+            Self::CollectedRefused { .. } => "collected refused",
+            Self::CollectedRestored { .. } => "collected restored",
         }
     }
 }
@@ -184,6 +206,19 @@ impl fmt::Display for Event {
             }
             Self::ChangedLocally { node, generation, paths } => {
                 write!(f, "  {node}  {} in generation {generation}", counted(*paths, "path", "paths"))
+            }
+            Self::CollectedConflict { directory, path, node } => {
+                write!(f, "  {directory}/{path} from {node}: another change came first, this content is kept")
+            }
+            Self::CollectedRefused { directory, path, node, reason, more } => {
+                write!(f, "  {directory}/{path} from {node}: {reason}")?;
+                match more {
+                    0 => Ok(()),
+                    more => write!(f, ", and {}", counted(*more, "other file", "other files")),
+                }
+            }
+            Self::CollectedRestored { directory, files } => {
+                write!(f, "  {directory}: {}", counted(*files, "file", "files"))
             }
             Self::Joined { node }
             | Self::Removed { node }

@@ -1,9 +1,9 @@
 //! Records changes of the fleet, for `syncd-origin events`.
 //!
-//! [`observer`] compares successive states of the origin. One task, the owner of the log `DATA/events`,
-//! appends what it finds and passes it on to commands that follow. Nothing is synced: a power cut loses the
-//! last seconds. Changes while the origin is stopped have no events, and of two changes of one node in a
-//! moment only the later one may be seen.
+//! [`observer`] compares successive states of the origin. Collected directories report theirs. One task, the
+//! owner of the log `DATA/events`, appends what it finds and passes it on to commands that follow. Nothing is
+//! synced: a power cut loses the last seconds. Changes while the origin is stopped have no events, and of two
+//! changes of one node in a moment only the later one may be seen.
 
 mod event;
 mod observer;
@@ -52,12 +52,13 @@ impl Events {
     pub fn start(
         data: &Path,
         state: OriginState,
+        collected: Option<broadcast::Receiver<Event>>,
         shutdown: CancellationToken,
         tasks: &TaskTracker,
     ) -> Result<Self, LineLogError> {
         let log = LineLog::open(&path(data))?;
         let events = Self { news: broadcast::Sender::new(BEHIND_MAX) };
-        tasks.spawn(events.clone().run(log, state, shutdown));
+        tasks.spawn(events.clone().run(log, state, collected, shutdown));
         Ok(events)
     }
 
@@ -66,7 +67,13 @@ impl Events {
         self.news.subscribe()
     }
 
-    async fn run(self, mut log: LineLog, mut state: OriginState, shutdown: CancellationToken) {
+    async fn run(
+        self,
+        mut log: LineLog,
+        mut state: OriginState,
+        mut collected: Option<broadcast::Receiver<Event>>,
+        shutdown: CancellationToken,
+    ) {
         let mut observer = Observer::new(&state.snapshot());
         let mut found = vec![Event::Started { version: env!("CARGO_PKG_VERSION").to_owned() }];
         loop {
@@ -77,13 +84,32 @@ impl Events {
                 // Fails only while nobody follows.
                 lines.into_iter().for_each(|line| drop(self.news.send(Arc::new(line))));
             }
-            if !state.changed(&shutdown).await {
-                return;
+            tokio::select! {
+                changed = state.changed(&shutdown) => {
+                    if !changed {
+                        return;
+                    }
+                    found = observer.observe(&state.snapshot());
+                    found.iter().for_each(count);
+                }
+                event = next(&mut collected) => found = vec![event],
             }
-            found = observer.observe(&state.snapshot());
-            found.iter().for_each(count);
         }
     }
+}
+
+/// The next event of collected directories. Cancel safe.
+async fn next(collected: &mut Option<broadcast::Receiver<Event>>) -> Event {
+    while let Some(news) = collected {
+        match news.recv().await {
+            Ok(event) => return event,
+            Err(broadcast::error::RecvError::Lagged(left_out)) => {
+                tracing::warn!(left_out, "events of collected directories were not recorded");
+            }
+            Err(broadcast::error::RecvError::Closed) => *collected = None,
+        }
+    }
+    std::future::pending().await
 }
 
 /// Counts the end of a rollout.

@@ -253,7 +253,7 @@ fn collected(registry: &mut Registry, collection: &Collection) {
     let help = "Contents that lost a conflict, which `collected conflicts` lists";
     registry.register("collected_conflicts", help, by(|figures| figures.conflicts));
     let help = "Changes that rules or quota refused since the start";
-    registry.register("collected_refused", help, by(|figures| figures.refused));
+    registry.register("collected_refused", help, by(|figures| figures.refusals));
 }
 
 /// Bytes of the files in a directory; 0 if it can't be read.

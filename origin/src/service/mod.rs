@@ -222,10 +222,11 @@ impl Origin {
         self.serve_agents(grpc, &core, &extras, &audit)?;
         let state = self.state(&core, extras, self.start_upkeep(), grpc_address, http_address);
         let (directory, sources) = (self.directory(&core), self.sources(state.clone()));
-        let Self { options, shutdown, tasks, .. } = self;
+        let Self { options, collected, shutdown, tasks, .. } = self;
         let Core { fleet, new_directories, committer, .. } = core;
         let page = Ports { http, http_address, page }.serve(sources, directory.clone(), &tasks, &shutdown)?;
-        let events = Events::start(&options.data, state.clone(), shutdown.clone(), &tasks)?;
+        let news = collected.map(|collection| collection.news());
+        let events = Events::start(&options.data, state.clone(), news, shutdown.clone(), &tasks)?;
         let (answered, asked) = (committer.clone(), fleet.clone());
         let answering = Admin { directory, committer: answered, fleet: asked, state, events, audit, page };
         tasks.spawn(answering.serve(admin, shutdown.clone()));

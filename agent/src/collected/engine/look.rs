@@ -1,6 +1,6 @@
 //! One path: whether the rules take it, what stands there, and the next step.
 
-use syncd_shared::collected::{Action, Change, Ruling, State, Version};
+use syncd_shared::collected::{Action, Change, Ruling, State, Version, VersionNumber};
 
 use super::{Engine, Key, Refusal, message};
 use crate::collected::error::{AGAIN, CollectedError};
@@ -15,8 +15,10 @@ impl Engine {
         let Some(files) = self.directories.get(&key.0) else { return Ok(()) };
         let is_directory = files.is_directory(&key.1)?;
         let is_closed = self.settled.remove(key);
-        if !self.is_taken(key, is_directory) {
-            return Ok(());
+        match self.ruling(key, is_directory) {
+            Ruling::Taken => {}
+            Ruling::Ignored => return Ok(()),
+            Ruling::Denied => return self.deny(key, is_directory, is_closed),
         }
         let before = self.known(key)?;
         let Some(files) = self.directories.get(&key.0) else { return Ok(()) };
@@ -31,7 +33,10 @@ impl Engine {
         if self.refused.get(key).is_some_and(|refusal| refusal.state == Some(local)) {
             return Ok(());
         }
-        self.refused.remove(key);
+        match local {
+            State::Absent => self.withdraw(key),
+            _ => drop(self.refused.remove(key)),
+        }
         // A directory that was moved away reports nothing of what is in it.
         let was_directory =
             before.row.base().is_some_and(|base| matches!(base.state, State::Directory { .. }));
@@ -45,10 +50,7 @@ impl Engine {
             Action::Record(version) => known.row.stands_at(version),
             Action::Send(change) if self.caught_up.contains(&key.0) => {
                 known.row.sends(change.state);
-                self.next_id = self.next_id.wrapping_add(1);
-                self.unanswered.insert(self.next_id, (key.clone(), change));
-                self.busy.insert(key.clone());
-                self.outgoing.push(message(self.next_id, key, &change));
+                self.offer(key, change);
             }
             Action::Send(_) => {}
             Action::Place(version) => self.place(key, &local, version, &mut known)?,
@@ -105,21 +107,52 @@ impl Engine {
         link.upload(&key.0, file, &mut opened)
     }
 
-    /// Whether the rules take a path. Reports a file that they deny.
-    fn is_taken(&mut self, key: &Key, files_is_directory: Option<bool>) -> bool {
-        // Every path is looked at again once the rules are known.
-        let Some(rules) = self.rules.get(&key.0) else { return false };
-        match (rules.ruling(&key.1, files_is_directory == Some(true)), files_is_directory) {
-            (Ruling::Taken, _) => return true,
-            (Ruling::Ignored, _) => {}
-            (Ruling::Denied, None) => drop(self.refused.remove(key)),
-            (Ruling::Denied, Some(_)) => {
-                let refusal = Refusal { state: None, reason: DENIED.to_owned() };
-                if self.refused.insert(key.clone(), refusal).is_none() {
-                    tracing::error!(directory = %key.0, path = %key.1, "denied by the rules: it stays on this node");
-                }
-            }
+    /// Every path is looked at again once the rules are known.
+    fn ruling(&self, key: &Key, is_directory: Option<bool>) -> Ruling {
+        let rules = self.rules.get(&key.0);
+        rules.map_or(Ruling::Ignored, |rules| rules.ruling(&key.1, is_directory == Some(true)))
+    }
+
+    /// Leaves a file where it is, and offers it once, so that the origin knows of it too.
+    fn deny(&mut self, key: &Key, is_directory: Option<bool>, is_closed: bool) -> Result<(), CollectedError> {
+        if is_directory.is_none() {
+            self.withdraw(key);
+            return Ok(());
         }
-        false
+        let is_offered = self.refused.get(key).is_some_and(|refusal| refusal.state.is_some());
+        if self.refused.get(key).is_none() {
+            tracing::error!(directory = %key.0, path = %key.1, "denied by the rules: it stays on this node");
+            let refusal = Refusal { state: None, reason: DENIED.to_owned() };
+            self.refused.insert(key.clone(), refusal);
+        }
+        let Some(files) = self.directories.get(&key.0).filter(|_| !is_offered) else { return Ok(()) };
+        if !self.caught_up.contains(&key.0) {
+            return Ok(());
+        }
+        match files.state(&key.1, None, is_closed)?.0 {
+            Found::State(state @ State::File(_)) => {
+                self.offer(key, Change { base: VersionNumber::NONE, state });
+            }
+            Found::Moving => drop(self.again.insert(key.clone(), self.parts.clock.now() + AGAIN)),
+            Found::State(_) | Found::Untaken => {}
+        }
+        Ok(())
+    }
+
+    /// Tells the origin that a refused file is gone. Removes nothing there: no version is a change's base.
+    fn withdraw(&mut self, key: &Key) {
+        let refusal = self.refused.remove(key);
+        let is_offered = refusal.is_some_and(|refusal| refusal.state.is_some());
+        if is_offered && self.caught_up.contains(&key.0) {
+            self.offer(key, Change { base: VersionNumber::NONE, state: State::Absent });
+        }
+    }
+
+    /// Sends a change, and leaves the path alone until the answer.
+    fn offer(&mut self, key: &Key, change: Change) {
+        self.next_id = self.next_id.wrapping_add(1);
+        self.unanswered.insert(self.next_id, (key.clone(), change));
+        self.busy.insert(key.clone());
+        self.outgoing.push(message(self.next_id, key, &change));
     }
 }
