@@ -165,6 +165,8 @@ pub struct VersionLine {
     pub since: String,
     /// RFC 3339; `None`: it is current.
     pub until: Option<String>,
+    /// Whether the content is still here.
+    pub kept: bool,
 }
 
 impl VersionLine {
@@ -182,14 +184,16 @@ impl VersionLine {
             node: of.node.clone(),
             since: time(of.since_ms),
             until: of.until_ms.map(time),
+            kept: of.is_kept,
         }
     }
 
     pub fn to_text(&self) -> String {
-        let Self { version, kind, bytes, node, since, until, .. } = self;
+        let Self { version, kind, bytes, node, since, until, kept, .. } = self;
         let bytes = bytes.map_or_else(|| kind.clone(), |bytes| HumanBytes(bytes).to_string());
         let until = until.as_ref().map_or("current".to_owned(), |until| format!("until {until}"));
-        format!("{version:6}  {since}  {bytes:>11}  {node}  {until}")
+        let given_up = if *kept { "" } else { ", given up for lack of room" };
+        format!("{version:6}  {since}  {bytes:>11}  {node}  {until}{given_up}")
     }
 }
 

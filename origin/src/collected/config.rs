@@ -11,8 +11,17 @@ use syncd_shared::collected::{CollectedName, CollectedNameError, CollectedRules}
 use syncd_shared::ignore_rules::IgnoreError;
 use toml::{Table, Value};
 
-const KEYS: &[&str] =
-    &["path", "owner", "deny", "ignore", "max_bytes", "node_max_bytes", "conflicts_max_bytes", "rate"];
+const KEYS: &[&str] = &[
+    "path",
+    "owner",
+    "deny",
+    "ignore",
+    "max_bytes",
+    "node_max_bytes",
+    "past_max_bytes",
+    "conflicts_max_bytes",
+    "rate",
+];
 /// Code, and settings of a web server or of PHP.
 const DENY: &[&str] = &[
     "*.[pP][hH][pP]",
@@ -26,6 +35,7 @@ const DENY: &[&str] = &[
 ];
 const IGNORE: &[&str] = &["*.part", "*.tmp", "*.log", "cache/"];
 const MAX_BYTES: u64 = 20 << 30;
+const PAST_MAX_BYTES: u64 = 20 << 30;
 const CONFLICTS_MAX_BYTES: u64 = 1 << 30;
 
 /// Settings of a collected directory.
@@ -44,6 +54,8 @@ pub struct CollectedOptions {
     pub max_bytes: u64,
     /// Most bytes of current files that one node has written.
     pub node_max_bytes: Option<u64>,
+    /// Most bytes of contents that were current once.
+    pub past_max_bytes: u64,
     /// Most bytes of contents that lost a conflict.
     pub losers_max_bytes: u64,
     /// Limit of the bytes per second that one node sends.
@@ -108,6 +120,7 @@ impl Reader<'_> {
             owner: self.owner()?,
             max_bytes: self.bytes("max_bytes")?.unwrap_or(MAX_BYTES),
             node_max_bytes: self.bytes("node_max_bytes")?,
+            past_max_bytes: self.bytes("past_max_bytes")?.unwrap_or(PAST_MAX_BYTES),
             losers_max_bytes: self.bytes("conflicts_max_bytes")?.unwrap_or(CONFLICTS_MAX_BYTES),
             rate: self.rate()?,
             deny,
@@ -245,12 +258,14 @@ mod tests {
             assert_eq!(ruling(ignored), syncd_shared::collected::Ruling::Ignored, "{ignored}");
         }
         let all = read(
-            "[u]\npath = 'a'\nowner = '1:2'\nmax_bytes = '1G'\nnode_max_bytes = 5\nconflicts_max_bytes = '1M'\n\
+            "[u]\npath = 'a'\nowner = '1:2'\nmax_bytes = '1G'\nnode_max_bytes = 5\npast_max_bytes = '3M'\nconflicts_max_bytes = '1M'\n\
              rate = '10M'\ndeny = []\nignore = ['x']",
         );
         let all = all.expect("a table");
-        let bytes = all.iter().map(|one| (one.max_bytes, one.node_max_bytes, one.losers_max_bytes));
-        assert_eq!(bytes.collect::<Vec<_>>(), [(1 << 30, Some(5), 1 << 20)]);
+        let bytes = all
+            .iter()
+            .map(|one| (one.max_bytes, one.node_max_bytes, one.past_max_bytes, one.losers_max_bytes));
+        assert_eq!(bytes.collect::<Vec<_>>(), [(1 << 30, Some(5), 3 << 20, 1 << 20)]);
         assert!(all.iter().all(|one| one.rate.is_some() && one.deny.is_empty()));
     }
 

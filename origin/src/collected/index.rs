@@ -1,5 +1,7 @@
 //! The index of collected directories: one redb database. Every commit is durable.
 
+mod past;
+
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -15,7 +17,7 @@ use syncd_shared::{ContentHash, TreePath};
 
 use super::{CollectError, HistoryVersion};
 
-const FORMAT: u64 = 1;
+const FORMAT: u64 = 2;
 const CACHE_BYTES: usize = 16 * 1024 * 1024;
 const OPEN_PATIENCE: Duration = Duration::from_secs(5);
 const OPEN_RETRY: Duration = Duration::from_millis(20);
@@ -28,6 +30,8 @@ const NUMBERS: TableDefinition<'_, (&str, u64), &[u8]> = TableDefinition::new("n
 const LOSERS: TableDefinition<'_, (&str, u64), &[u8]> = TableDefinition::new("losers");
 /// Directory and number of a version in a chain -> the node that made it.
 const NODES: TableDefinition<'_, (&str, u64), &str> = TableDefinition::new("nodes");
+/// Directory and number of the version that ended it -> path of a past content that is kept.
+const PAST: TableDefinition<'_, (&str, u64), &[u8]> = TableDefinition::new("past");
 /// Content -> number of versions and losers that have it.
 const USES: TableDefinition<'_, &[u8; 32], u64> = TableDefinition::new("uses");
 /// Directory and name -> value.
@@ -35,9 +39,11 @@ const META: TableDefinition<'_, (&str, &str), u64> = TableDefinition::new("meta"
 
 /// Key in [`META`], without a directory.
 const META_FORMAT: (&str, &str) = ("", "format");
-/// Names in [`META`]: the newest version, bytes of current files, the newest loser, bytes of losers.
+/// Names in [`META`]: the newest version, bytes of current files, bytes of past contents, the newest loser,
+/// bytes of losers.
 const NEWEST: &str = "newest";
 const BYTES: &str = "bytes";
+const PAST_BYTES: &str = "past_bytes";
 const NEWEST_LOSER: &str = "newest_loser";
 const LOSER_BYTES: &str = "loser_bytes";
 /// Bytes of the current files that a node made.
@@ -152,12 +158,13 @@ impl Index {
         let transaction = self.database.begin_read().map_err(failed)?;
         let chain = chain_in(&transaction.open_table(CHAINS).map_err(failed)?, name, path)?;
         let nodes = transaction.open_table(NODES).map_err(failed)?;
-        let past = chain.past().iter().map(|past| (past.version, past.since_ms, Some(past.until_ms)));
-        let all = past.chain([(chain.current(), chain.since_ms(), None)]);
+        let past = chain.past().iter();
+        let past = past.map(|past| (past.version, past.since_ms, Some(past.until_ms), past.is_kept));
+        let all = past.chain([(chain.current(), chain.since_ms(), None, true)]);
         let all = all.filter(|(version, ..)| version.number != VersionNumber::NONE);
-        let described = all.map(|(version, since_ms, until_ms)| {
+        let described = all.map(|(version, since_ms, until_ms, is_kept)| {
             let node = node_in(&nodes, name, version.number)?;
-            Ok(HistoryVersion { version, node, since_ms, until_ms })
+            Ok(HistoryVersion { version, node, since_ms, until_ms, is_kept })
         });
         described.collect()
     }
@@ -197,6 +204,7 @@ impl Index {
         copy_table(&from, &to, CHAINS)?;
         copy_table(&from, &to, NUMBERS)?;
         copy_table(&from, &to, NODES)?;
+        copy_table(&from, &to, PAST)?;
         copy_table(&from, &to, LOSERS)?;
         copy_table(&from, &to, USES)?;
         copy_table(&from, &to, META)?;
@@ -276,6 +284,7 @@ pub(super) struct Tables<'t> {
     chains: Table<'t, (&'static str, &'static [u8]), &'static [u8]>,
     numbers: Table<'t, (&'static str, u64), &'static [u8]>,
     nodes: Table<'t, (&'static str, u64), &'static str>,
+    past: Table<'t, (&'static str, u64), &'static [u8]>,
     losers: Table<'t, (&'static str, u64), &'static [u8]>,
     uses: Table<'t, &'static [u8; 32], u64>,
     meta: Table<'t, (&'static str, &'static str), u64>,
@@ -287,6 +296,7 @@ impl<'t> Tables<'t> {
             chains: transaction.open_table(CHAINS).map_err(failed)?,
             numbers: transaction.open_table(NUMBERS).map_err(failed)?,
             nodes: transaction.open_table(NODES).map_err(failed)?,
+            past: transaction.open_table(PAST).map_err(failed)?,
             losers: transaction.open_table(LOSERS).map_err(failed)?,
             uses: transaction.open_table(USES).map_err(failed)?,
             meta: transaction.open_table(META).map_err(failed)?,
@@ -429,6 +439,7 @@ impl<'t> Tables<'t> {
         for number in numbers_of(old).into_iter().filter(|number| !kept.contains(number)) {
             self.nodes.remove((name.as_str(), number)).map_err(failed)?;
         }
+        self.count_past((name, path), old, new)?;
         let mut unused = Vec::new();
         for content in contents_of(old) {
             unused.extend(self.release(content)?);
@@ -574,6 +585,7 @@ fn numbers_of(chain: &Chain) -> Vec<u64> {
 /// Contents of the versions that a chain keeps.
 fn contents_of(chain: &Chain) -> Vec<ContentHash> {
     let current = chain.current();
-    let states = chain.past().iter().map(|past| past.version.state).chain([current.state]);
+    let past = chain.past().iter().filter(|past| past.is_kept);
+    let states = past.map(|past| past.version.state).chain([current.state]);
     states.filter_map(|state| state.content()).collect()
 }

@@ -217,6 +217,8 @@ impl<'a, 't> Batch<'a, 't> {
                 }
                 let taken = self.tables.take((directory, path), chain, *state, node, self.now_ms)?;
                 self.unused.extend(taken.1);
+                let most = ruled.options.past_max_bytes;
+                self.unused.extend(self.tables.give_up_past(directory, most)?);
                 Decision::Answered(Answer { verdict, current: taken.0 })
             }
             (Verdict::Conflict, State::File(file)) => {

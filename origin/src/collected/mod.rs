@@ -135,6 +135,8 @@ pub struct HistoryVersion {
     pub since_ms: u64,
     /// `None`: it is current.
     pub until_ms: Option<u64>,
+    /// Whether the content is still here.
+    pub is_kept: bool,
 }
 
 /// Stands for a node in changes that a person makes at the origin.

@@ -14,6 +14,7 @@ fn options(max_bytes: u64, losers_max_bytes: u64) -> CollectedOptions {
         ignore: vec!["*.part".into()],
         max_bytes,
         node_max_bytes: None,
+        past_max_bytes: 1_000,
         losers_max_bytes,
         rate: None,
     }
@@ -136,6 +137,32 @@ async fn a_loser_is_kept_within_a_bound_of_bytes() {
     assert_eq!(there, [false, false, true, true]);
     drop(collection);
     assert_eq!(losers(&open(data.path())).len(), 2);
+}
+
+#[tokio::test]
+async fn past_contents_are_given_up_oldest_first() {
+    let data = tempfile::tempdir().unwrap();
+    let collection = open(data.path());
+    let large: Vec<String> = ["1", "2", "3"].iter().map(|text| text.repeat(400)).collect();
+    change(&collection, "old", 0, Some(&large[0])).await;
+    change(&collection, "new", 0, Some(&large[1])).await;
+    change(&collection, "other", 0, Some(&large[2])).await;
+    // The first version of all is the last that becomes past.
+    change(&collection, "new", 2, Some("a")).await;
+    change(&collection, "other", 3, None).await;
+    change(&collection, "old", 1, Some("b")).await;
+    let there: Vec<bool> = large.iter().map(|text| has(&collection, text)).collect();
+    assert_eq!(there, [true, false, true]);
+    let kept = |at: &str| {
+        let history = collection.history(&name(), &path(at)).unwrap();
+        history.iter().map(|version| version.is_kept).collect::<Vec<_>>()
+    };
+    assert_eq!((kept("new"), kept("old")), (vec![false, true], vec![true, true]));
+    assert_eq!(change(&collection, "new", 0, Some(&large[1])).await.0, Verdict::Old, "it stays old");
+    drop(collection);
+    let collection = open(data.path());
+    assert_eq!(change(&collection, "old", 6, Some("c")).await.0, Verdict::Take);
+    assert!(has(&collection, "b") && has(&collection, &large[0]), "others make no room any more");
 }
 
 #[tokio::test]

@@ -22,6 +22,10 @@ pub struct Past {
     pub since_ms: u64,
     /// When another version took its place, in milliseconds since 1970.
     pub until_ms: u64,
+    /// The version that took its place.
+    pub until: VersionNumber,
+    /// Whether the origin still has the content.
+    pub is_kept: bool,
 }
 
 /// Whether other paths leave room for an entry.
@@ -120,10 +124,16 @@ impl Chain {
         let before = std::mem::replace(&mut self.current, version);
         let since_ms = std::mem::replace(&mut self.since_ms, now_ms);
         if before.state.content().is_some() && !before.state.has_content_of(&version.state) {
-            self.past.push(Past { version: before, since_ms, until_ms: now_ms });
+            let until = version.number;
+            self.past.push(Past { version: before, since_ms, until_ms: now_ms, until, is_kept: true });
         }
         let excess = self.past.len().saturating_sub(COLLECTED_PAST_MAX);
         self.past.drain(..excess);
+    }
+
+    /// The content that was current until this version is not kept any longer. It still counts as old.
+    pub fn give_up(&mut self, until: VersionNumber) {
+        self.past.iter_mut().filter(|past| past.until == until).for_each(|past| past.is_kept = false);
     }
 
     /// Forgets what ended more than a year ago. True: nothing is left to remember of the path.
@@ -213,6 +223,14 @@ mod tests {
         assert_eq!(removed.past().len(), 1);
         assert!(removed.expire(COLLECTED_PAST_MS + 3));
         assert!(!chain(&[file(1)]).expire(u64::MAX), "a current version stays");
+    }
+
+    #[test]
+    fn a_content_that_was_given_up_stays_old() {
+        let mut edited = chain(&[file(1), file(2), file(3)]);
+        edited.give_up(VersionNumber::new(2));
+        assert_eq!(edited.past().iter().map(|past| past.is_kept).collect::<Vec<_>>(), [false, true]);
+        assert_eq!(judge(&edited, 0, file(1)), Verdict::Old);
     }
 
     #[test]

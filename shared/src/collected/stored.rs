@@ -69,6 +69,8 @@ impl Chain {
             put_version(&mut out, &past.version);
             out.extend_from_slice(&past.since_ms.to_le_bytes());
             out.extend_from_slice(&past.until_ms.to_le_bytes());
+            out.extend_from_slice(&past.until.get().to_le_bytes());
+            out.push(u8::from(past.is_kept));
         }
         out
     }
@@ -77,9 +79,7 @@ impl Chain {
         let mut reader = Reader(bytes);
         let (current, since_ms) = (reader.version()?, reader.u64()?);
         let count = u32::from_le_bytes(reader.take()?);
-        let mut past =
-            || Ok(Past { version: reader.version()?, since_ms: reader.u64()?, until_ms: reader.u64()? });
-        let past = (0..count).map(|_| past());
+        let past = (0..count).map(|_| reader.past());
         let past = past.collect::<Result<Vec<_>, StoredError>>()?;
         Ok(Self::from_parts(current, since_ms, past))
     }
@@ -175,6 +175,17 @@ impl Reader<'_> {
         Ok(Version { number: VersionNumber::new(self.u64()?), state: self.state()? })
     }
 
+    fn past(&mut self) -> Result<Past, StoredError> {
+        let (version, since_ms, until_ms) = (self.version()?, self.u64()?, self.u64()?);
+        let until = VersionNumber::new(self.u64()?);
+        let is_kept = match self.take()? {
+            [0] => false,
+            [1] => true,
+            _ => return Err(StoredError::Metadata),
+        };
+        Ok(Past { version, since_ms, until_ms, until, is_kept })
+    }
+
     fn mode(&mut self) -> Result<u16, StoredError> {
         let mode = u16::from_le_bytes(self.take()?);
         if mode & !MODE_MASK == 0 { Ok(mode) } else { Err(StoredError::Metadata) }
@@ -211,6 +222,7 @@ mod tests {
         let mut chain = Chain::default();
         for (number, state) in [(1, file(1)), (2, State::Absent), (3, State::Directory { mode: 0o750 })] {
             chain.take(version(number, state), number * 10);
+            chain.give_up(VersionNumber::new(2));
             assert_eq!(Chain::decode(&chain.encode()), Ok(chain.clone()));
         }
         let versions = [None, Some(version(1, file(1))), Some(version(2, State::Absent))];
