@@ -27,6 +27,8 @@ pub(crate) enum Bug {
     Unprotected,
     /// A refusal is in the record alone.
     RefusedInRecord,
+    /// Uploads are sent before they are durable.
+    UnsyncedUploads,
 }
 
 /// Whether this process has this bug.
@@ -43,6 +45,7 @@ pub(crate) fn has(bug: Bug) -> bool {
             Ok("no-coming") => Some(Bug::NoComing),
             Ok("unprotected") => Some(Bug::Unprotected),
             Ok("refused-in-record") => Some(Bug::RefusedInRecord),
+            Ok("unsynced-uploads") => Some(Bug::UnsyncedUploads),
             _ => None,
         });
     *PLANTED == Some(bug)

@@ -36,6 +36,7 @@ pub mod seaweed;
 mod seeded;
 pub mod tracer;
 pub mod trouble;
+pub mod uploads;
 pub mod wait;
 mod web_node;
 mod wrong_clock;

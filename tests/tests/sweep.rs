@@ -15,6 +15,9 @@
 //! before the switch@rename@after'` runs only these cases, several times each, selected by number or by part
 //! of the call's label.
 
+#[path = "sweep/uploads.rs"]
+mod uploads;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 

@@ -127,6 +127,8 @@ pub struct Engine {
     /// Rows that are not durable yet.
     rows: HashMap<Key, Known>,
     positions: BTreeMap<CollectedName, Position>,
+    /// Local changes that the rows know of, and that a power cut might undo.
+    unsynced: BTreeSet<Key>,
     outgoing: Vec<Up>,
     walk_due: Instant,
 }
@@ -153,6 +155,7 @@ impl Engine {
             next_id: 0,
             rows: HashMap::new(),
             positions: BTreeMap::new(),
+            unsynced: BTreeSet::new(),
             outgoing: Vec::new(),
             walk_due: now,
         }
@@ -495,8 +498,21 @@ impl Engine {
         self.again.insert(key, self.parts.clock.now() + error.pause());
     }
 
-    /// Rows before messages.
+    /// Makes local changes durable. Otherwise a power cut might undo one that the origin has taken, and that
+    /// would look like another change.
+    fn sync(&mut self) -> Result<(), CollectedError> {
+        for (name, files) in &self.directories {
+            let changed = self.unsynced.iter().filter(|(directory, _)| directory == name);
+            let paths: Vec<TreePath> = changed.map(|(_, path)| path.clone()).collect();
+            files.sync(&paths)?;
+        }
+        self.unsynced.clear();
+        Ok(())
+    }
+
+    /// Files before rows, and rows before messages.
     fn flush(&mut self) -> Result<(), CollectedError> {
+        self.sync()?;
         if !self.rows.is_empty() || !self.positions.is_empty() {
             self.parts.journal.put(&self.rows, &self.positions)?;
             self.rows.clear();

@@ -16,12 +16,16 @@ use super::journal::{FINGERPRINT_BYTES, Fingerprint};
 use crate::clock::Clock;
 use crate::state::disk::{Dir, DiskError, Owners, Stat, stat_file};
 use crate::state::hashing::hash_file;
+use crate::test_faults::{self, Bug};
 
 /// A file that changed less than this ago may change again within the resolution of its times.
 const RACY_SECONDS: i64 = 2;
 
 /// A file that changed less than this ago, and was not reported as closed, may have a writer.
 const SETTLED_SECONDS: i64 = 2;
+
+/// More paths than these are made durable by one sync of the file system.
+const SYNCED_SINGLY: usize = 4;
 
 const SETUID_SETGID: u32 = 0o6000;
 
@@ -139,6 +143,44 @@ impl Files {
             }
             _ => Ok((Found::Untaken, None)),
         }
+    }
+
+    /// Makes what stands at these paths durable, also that nothing does.
+    pub fn sync(&self, paths: &[TreePath]) -> Result<(), CollectedError> {
+        if test_faults::has(Bug::UnsyncedUploads) {
+            return Ok(());
+        }
+        if paths.len() > SYNCED_SINGLY {
+            return Ok(self.dir.sync_file_system()?);
+        }
+        paths.iter().try_for_each(|path| self.sync_one(path))
+    }
+
+    fn sync_one(&self, path: &TreePath) -> Result<(), CollectedError> {
+        if let Some((dir, name)) = self.parent(path)?
+            && let Some(stat) = dir.stat(name.as_bytes())?
+            && stat.kind == FileType::RegularFile
+        {
+            match dir.sync_file(name.as_bytes()) {
+                Err(e) if !e.is_absent() => return Err(e.into()),
+                _ => {}
+            }
+        }
+        // All names above may be new, or gone.
+        let mut above = path.split_last();
+        while let Some((directory, _)) = above {
+            let opened = match directory.is_root() {
+                true => self.dir.reopen(),
+                false => self.dir.open_dir(directory.as_bytes()),
+            };
+            match opened {
+                Ok(dir) => dir.sync_names()?,
+                Err(e) if e.is_no_directory() => {}
+                Err(e) => return Err(e.into()),
+            }
+            above = directory.split_last();
+        }
+        Ok(())
     }
 
     /// Opens a file to send its content.

@@ -11,7 +11,8 @@
 //! takes events of [`watch`] and of the stream. [`syncd_shared::collected::Row`] decides on the next step at
 //! each path.
 //!
-//! **After a crash.** Rows are durable before a change is sent, and placed files before their rows.
+//! **After a crash.** Rows are durable before a change is sent. Local changes and placed files are durable
+//! before their rows.
 //! All names are looked at again after every start and after every connection.
 
 mod engine;

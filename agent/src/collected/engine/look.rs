@@ -47,9 +47,13 @@ impl Engine {
         let mut known = Known { seen: mark.map(|mark| (mark, local)), ..before.clone() };
         match known.row.next(&local) {
             Action::Nothing => {}
-            Action::Record(version) => known.row.stands_at(version),
+            Action::Record(version) => {
+                known.row.stands_at(version);
+                self.unsynced.insert(key.clone());
+            }
             Action::Send(change) if self.caught_up.contains(&key.0) => {
                 known.row.sends(change.state);
+                self.unsynced.insert(key.clone());
                 self.offer(key, change);
             }
             Action::Send(_) => {}

@@ -1,0 +1,65 @@
+//! Power cuts and kills while two nodes exchange uploads.
+
+use std::time::Duration;
+
+use syncd_tests::mounts::Mount;
+use syncd_tests::node::{Case, End};
+use syncd_tests::tracer::Point;
+use syncd_tests::uploads::{Exchange, Side};
+use syncd_tests::{Scene, Seeded, assert_none};
+
+use super::{Lane, choose, make_way, share};
+
+/// Number of cuts at each side, unless `SYNCD_SWEEP` is set.
+const SHARE: usize = 10;
+/// Number of rounds within which a planted bug must be found.
+const PLANTED_ROUNDS: usize = 5;
+
+/// Cuts at the calls by which one side exchanges uploads. Each begins where the last one ended.
+fn sweep(side: Side, is_meant: impl Fn(&Point) -> bool) {
+    let what = format!("uploads, cuts at {side:?}");
+    let mut random = Seeded::announced(&what);
+    let scene = Scene::in_memory(&format!("sweep-uploads-{side:?}"));
+    let mount = Mount::ext4(&scene.path("disk"), 64);
+    let mut exchange = Exchange::new(&scene, mount, side);
+    let points: Vec<Point> = exchange.count().into_iter().filter(is_meant).collect();
+    assert!(!points.is_empty(), "no call was counted");
+    let cases = choose(&points, share(SHARE), Lane::ALL, &mut random);
+    let (mut fired, mut complaints) = (0, Vec::new());
+    for case in &cases {
+        make_way();
+        match exchange.run(*case) {
+            Ok(point) => fired += usize::from(point.is_some()),
+            // The next cut would start from there.
+            Err(complaint) => {
+                complaints.push(complaint);
+                break;
+            }
+        }
+    }
+    println!("{what}: {} calls counted, {} cases, {fired} fired", points.len(), cases.len());
+    assert_none(&complaints);
+    assert!(fired * 2 >= cases.len(), "the rounds are not alike: {fired} of {} fired", cases.len());
+}
+
+#[test]
+fn no_cut_at_a_node_loses_an_upload_that_the_origin_has_taken() {
+    sweep(Side::Node, |point| point.path.contains("collected"));
+}
+
+#[test]
+fn no_cut_at_the_origin_loses_an_upload_that_it_has_taken() {
+    sweep(Side::Origin, |point| point.path.contains("collected"));
+}
+
+#[test]
+fn an_upload_that_is_sent_before_it_is_durable_is_caught() {
+    let scene = Scene::in_memory("sweep-uploads-planted");
+    let mount = Mount::ext4(&scene.path("disk"), 64);
+    let mut exchange = Exchange::new(&scene, mount, Side::Node);
+    exchange.planted = Some("unsynced-uploads");
+    exchange.patience = Duration::from_secs(8);
+    let at_end = Case { ordinal: usize::MAX, after: false, end: End::PowerCut, linger: Duration::ZERO };
+    let complaint = (0..PLANTED_ROUNDS).find_map(|_| exchange.run(at_end).err());
+    println!("unsynced-uploads: {}", complaint.expect("the planted bug was not caught"));
+}
