@@ -157,6 +157,27 @@ impl Fleet {
         })
     }
 
+    /// Waits until the check of every node has begun on a generation, and not ended.
+    #[track_caller]
+    fn wait_trials(&self, generation: u64) {
+        let is_tried = |agent: &Value| {
+            let check = &agent["check"];
+            agent["connected"] == true && check["generation"] == generation && check["outcome"] == "running"
+        };
+        self.wait_status("every node to be on trial", |status| {
+            status["agents"].as_array().is_some_and(|agents| agents.iter().all(is_tried))
+        });
+    }
+
+    /// Kills an agent, and starts it once the origin has noticed.
+    #[track_caller]
+    fn kill_and_start(&mut self, number: usize) {
+        self.agents[number].kill9();
+        let name = self.agents[number].name.clone();
+        self.wait_status("the node to be away", |status| agent(status, &name)["connected"] == false);
+        self.agents[number].start();
+    }
+
     fn signal(&mut self, agent: usize, signal: Signal) {
         self.agents[agent].daemon().signal(signal);
     }
@@ -457,6 +478,65 @@ fn what_goes_to_all_nodes_at_once_is_withdrawn_when_a_node_returns_from_it() {
     let reason = status["hold"]["reason"].as_str().expect("a reason");
     assert!(reason.starts_with("generation 3 was withdrawn"), "{reason}");
     fleet.wait_pages("good");
+}
+
+#[test]
+fn a_node_that_is_killed_in_its_trial_is_waited_for_and_never_called_live_when_its_check_fails() {
+    // In a trial of generation N > 1 the check waits for `goN` beside the replicas.
+    let check = "[ $SYNCD_PHASE != trial ] || [ $SYNCD_GENERATION = 1 ] || \
+                 until test -e $SYNCD_ROOT/../go$SYNCD_GENERATION; do sleep 0.05; done; \
+                 test ! -e $SYNCD_LIVE/bad || { echo 502 Bad Gateway; exit 1; }";
+    let options = ["--check", check, "--check-timeout", "10m"];
+    let mut fleet = Fleet::with_agents("trial-killed", 2, &["--trigger", "manual"], &options);
+    fleet.edit("two");
+    let commit = fleet.background("commit", &["--rollout", "together", "--wait=4m"]);
+    fleet.wait_trials(2);
+    fleet.kill_and_start(0);
+    fleet.wait_trials(2);
+    assert_eq!(fleet.rollout()["phase"], "flipping", "the check has not ended");
+    assert!(!commit.is_finished());
+    std::fs::write(fleet.scene.path("go2"), "").expect("end the trial");
+    let outcome = commit.join().expect("the commit").expect_success();
+    assert!(outcome.stderr.contains("web1 live") && outcome.stderr.contains("web2 live"), "{outcome:?}");
+    fleet.wait_phase(2, "released", 1);
+    // To every node at once, and bad.
+    write(&fleet.origin.tree, "bad", "x");
+    fleet.edit("bad");
+    let commit = fleet.background("commit", &["--wait=4m"]);
+    fleet.wait_trials(3);
+    fleet.kill_and_start(0);
+    fleet.wait_trials(3);
+    assert!(!commit.is_finished());
+    std::fs::write(fleet.scene.path("go3"), "").expect("end the trial");
+    let outcome = commit.join().expect("the commit").expect_code(3);
+    assert!(!outcome.stderr.contains(" live after"), "{outcome:?}");
+    assert!(outcome.stderr.contains("502 Bad Gateway"), "{outcome:?}");
+    fleet.wait_status("the withdrawal", |status| status["generation"] == 4);
+    fleet.wait_pages("two");
+}
+
+#[test]
+fn a_rollback_ends_the_wait_for_the_generation_that_it_replaces() {
+    let mut fleet = Fleet::new("wait-replaced", 2, &["--trigger", "manual"]);
+    fleet.edit("two");
+    fleet.origin.cli("commit", &["--wait=4m"]).expect_success();
+    // In the hold of a canary, and while one of all nodes does not answer.
+    for (rollout, number) in [("canary", 3), ("each", 5)] {
+        fleet.edit(rollout);
+        if rollout == "each" {
+            fleet.signal(1, Signal::STOP);
+        }
+        let commit = fleet.background("commit", &["--rollout", rollout, "--wait=4m"]);
+        wait::until("one node to serve it", || (fleet.page(0) == rollout).then_some(()));
+        assert_eq!(fleet.page(1), "two");
+        fleet.origin.cli("rollback", &[&(number - 1).to_string()]).expect_success();
+        let outcome = commit.join().expect("the commit").expect_code(3);
+        let replaced = format!("generation {} replaced it by a rollback", number + 1);
+        assert!(outcome.stderr.contains(&replaced), "{outcome:?}");
+        assert!(!outcome.stderr.contains("web2 live"), "{outcome:?}");
+        fleet.signal(1, Signal::CONT);
+        fleet.wait_pages("two");
+    }
 }
 
 #[test]
