@@ -101,7 +101,7 @@ pub struct Refused {
 
 impl Refused {
     pub(crate) fn of(refusal: &Refusal) -> Self {
-        let Refusal { generation, reason, since_ms } = refusal;
+        let Refusal { generation, reason, since_ms, .. } = refusal;
         let since = rfc3339(*since_ms);
         Self { generation: generation.number, root: generation.root, reason: reason.clone(), since }
     }

@@ -69,7 +69,8 @@ impl Replica {
                 }
             }
             Decision::Refuse(generation, reason) => {
-                self.slots.refuse(Refusal { generation, reason, since_ms: now_ms() })?;
+                let back = self.slots.decisions().good;
+                self.slots.refuse(Refusal { generation, reason, since_ms: now_ms(), back })?;
             }
             Decision::Accept(number) => {
                 if !self.slots.accept(number)? {

@@ -9,7 +9,7 @@
 //! | ordered | drained, pinned | the origin; kept while it is away |
 //!
 //! A refused generation is also in the file `ROOT/state/refused`, which is durable first. It survives the
-//! loss of the record.
+//! loss of the record, with the generation to return to.
 
 use std::io::{Read, Write};
 
@@ -60,6 +60,8 @@ pub struct Refusal {
     pub reason: String,
     /// Milliseconds since 1970.
     pub since_ms: i64,
+    /// The last generation that had passed then: the node returns to it.
+    pub back: Option<Named>,
 }
 
 /// All decisions.
@@ -143,7 +145,7 @@ mod tests {
     fn refusal(number: u64) -> Refusal {
         let root = RootHash::from_bytes([number as u8; 32]);
         let generation = Named { epoch: 1, number, root };
-        Refusal { generation, reason: "exit status: 1\nbroken".into(), since_ms: 5 }
+        Refusal { generation, reason: "exit status: 1\nbroken".into(), since_ms: 5, back: None }
     }
 
     #[test]

@@ -19,14 +19,26 @@ pub(crate) fn prove(
     dir: Dir,
     roots: &[RootEntry],
 ) -> Result<Option<usize>, RecordError> {
-    let mut scan = Scan { layout, objects: Vec::new(), inodes: Vec::new() };
-    let most = roots.iter().map(|root| root.totals.entries).max().unwrap_or(0);
-    let object = scan.tree(dir, most).ok();
-    let proven = roots.iter().position(|root| Some(root.object) == object);
+    let (scan, proven) = Scan::find(layout, dir, roots);
     if proven.is_some() {
-        scan.keep(record)?;
+        scan.keep_manifest(record)?;
+        scan.keep_inodes(record)?;
     }
     Ok(proven)
+}
+
+/// Likewise, for one root and a tree that is not live: the record has inodes of the live tree alone.
+pub(crate) fn prove_not_live(
+    record: &Record,
+    layout: &Layout,
+    dir: Dir,
+    root: &RootEntry,
+) -> Result<bool, RecordError> {
+    let (scan, proven) = Scan::find(layout, dir, std::slice::from_ref(root));
+    if proven.is_some() {
+        scan.keep_manifest(record)?;
+    }
+    Ok(proven.is_some())
 }
 
 /// Manifest of a tree on disk, as far as it was read.
@@ -63,7 +75,16 @@ struct Level {
     found: Vec<(Entry, u64)>,
 }
 
-impl Scan<'_> {
+impl<'a> Scan<'a> {
+    /// Reads the tree `dir`, and finds which of the roots it has exactly.
+    fn find(layout: &'a Layout, dir: Dir, roots: &[RootEntry]) -> (Self, Option<usize>) {
+        let mut scan = Self { layout, objects: Vec::new(), inodes: Vec::new() };
+        let most = roots.iter().map(|root| root.totals.entries).max().unwrap_or(0);
+        let object = scan.tree(dir, most).ok();
+        let proven = roots.iter().position(|root| Some(root.object) == object);
+        (scan, proven)
+    }
+
     /// Hashes a tree that was signed with `expected` names. Stops as soon as there are more, because then it
     /// is another tree.
     fn tree(&mut self, root: Dir, expected: u64) -> Result<ObjectHash, ScanError> {
@@ -125,8 +146,11 @@ impl Scan<'_> {
         Ok((built.root, totals))
     }
 
-    fn keep(self, record: &Record) -> Result<(), RecordError> {
-        record.put_directories(&self.objects, false)?;
+    fn keep_manifest(&self, record: &Record) -> Result<(), RecordError> {
+        record.put_directories(&self.objects, false)
+    }
+
+    fn keep_inodes(self, record: &Record) -> Result<(), RecordError> {
         let inodes = InodeChanges { put: self.inodes, clear: true, ..InodeChanges::default() };
         record.set_inodes(&inodes)
     }

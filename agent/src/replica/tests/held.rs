@@ -147,7 +147,7 @@ fn a_node_returns_to_a_generation_whose_tree_has_to_be_built_anew() {
 }
 
 /// Returns to a held generation, as after a check that failed.
-fn return_back(site: &mut Site, replica: &mut Replica, good: &syncd_shared::SignedGeneration) {
+pub(super) fn return_back(site: &mut Site, replica: &mut Replica, good: &syncd_shared::SignedGeneration) {
     let cancel = AtomicBool::new(false);
     let staged = ReplicaWork::stage_return(replica, good, &mut site.origin, &|_| {}, &cancel).unwrap();
     replica.activate(staged, &mut |_| Ok(())).unwrap();

@@ -1,8 +1,11 @@
 //! After the record was lost, no file that no manifest explains goes to the trash.
 
+use super::held::return_back;
 use super::visitors::{files, kept};
 use super::*;
 use crate::replica::Signers;
+use crate::session::worker::Decision;
+use crate::state::decisions::Named;
 
 /// Removes the record while no agent runs, and starts the agent again. Only the live generation is to be
 /// kept.
@@ -162,4 +165,43 @@ fn a_record_that_is_deleted_under_a_running_agent_is_built_again_after_an_error(
     replica.slots.unsettle();
     replica.revive().unwrap();
     assert_eq!(replica.status().live.map(|live| live.number().get()), Some(1));
+}
+
+/// Generation 1 has passed and generation 2 is refused; the record is lost before the return.
+fn refused(site: Site) -> (Site, Replica) {
+    let (mut site, mut replica) = settled_in(site);
+    site.options.checks = true;
+    replica.options.checks = true;
+    let good = Named::of(replica.slots.live().unwrap());
+    replica.decide(Decision::Pass(good)).unwrap();
+    edit(&site);
+    site.publish(&mut replica);
+    let bad = Named::of(replica.slots.live().unwrap());
+    replica.decide(Decision::Refuse(bad, "502".into())).unwrap();
+    (site, replica)
+}
+
+#[test]
+fn a_node_whose_record_is_lost_between_refusal_and_return_returns_without_the_origin() {
+    for site in [Site::new(), Site::in_memory().exchanging()] {
+        let (mut site, replica) = refused(site);
+        let old = snapshot(&site.generation(1));
+        let mut replica = lose_the_record(&site, replica);
+        let live = replica.slots.live().unwrap().clone();
+        assert!(live.number().get() == 2 && replica.slots.decisions().refusal(&live).is_some());
+        let good = replica.slots.held().find(|(_, held)| replica.slots.decisions().is_good(held));
+        let good = good.expect("the way back").1.clone();
+        site.origin.sent.clear();
+        return_back(&mut site, &mut replica, &good);
+        assert_eq!((site.live_number(), site.origin.sent.len()), (1, 0));
+        assert_eq!(snapshot(&site.live().canonicalize().unwrap()), old);
+    }
+}
+
+#[test]
+fn a_tree_to_return_to_that_was_changed_is_not_trusted_after_the_record_was_lost() {
+    let (site, replica) = refused(Site::new());
+    std::fs::write(site.generation(1).join("docs/1/upload.jpg"), "a picture").unwrap();
+    let replica = lose_the_record(&site, replica);
+    assert_eq!((replica.slots.held().count(), replica.slots.decisions().good), (1, None));
 }

@@ -172,7 +172,7 @@ impl Node {
             Decision::Pass(_) => (decisions.good, decisions.trial) = (live, None),
             Decision::Stay(_) => decisions.trial = None,
             Decision::Refuse(generation, reason) => {
-                decisions.refuse(Refusal { generation, reason, since_ms: 0 });
+                decisions.refuse(Refusal { generation, reason, since_ms: 0, back: decisions.good });
             }
             Decision::Accept(number) => decisions.refused.retain(|r| r.generation.number != number),
             Decision::Drain(drained) => decisions.node.drained = drained,
@@ -383,7 +383,7 @@ fn a_start_after_a_refusal_goes_on_with_the_return() {
     node.switch_to(2);
     let mut state = node.state.clone();
     let target = state.decisions.trial.unwrap().target;
-    state.decisions.refuse(Refusal { generation: target, reason: "broken".into(), since_ms: 0 });
+    state.decisions.refuse(Refusal { generation: target, reason: "broken".into(), since_ms: 0, back: None });
     let mut node = Node::started(state);
     assert_eq!(node.live(), 1);
     node.check(Phase::Returned, Ok(()));

@@ -10,18 +10,21 @@
 //! | refused generations that only the record or only `state/refused` has | are in both |
 //! | `aside-*`, `*.next`, links in `slots/` | deleted |
 //! | no record (lost, damaged), or one that does not hold the existing tree that `live` names | the signed record is read from `state/signed`, and the manifest is built from the files. If it has the signed root, the tree is held again. Otherwise the tree is served, and the next target is staged as a first sync. Other trees are unknown: a web server may serve them, and they may have files of visitors |
+//! | the same, and `state/refused` has the live generation | the tree to return to is held again as well, if it has the signed root |
 
 use std::collections::BTreeSet;
 use std::time::Instant;
 
 use rustix::fs::FileType;
+use syncd_shared::SignedGeneration;
 
 use super::Slots;
 use super::absent::without_absent;
+use crate::state::decisions::{Decisions, Named, read_refused};
 use crate::state::disk::DiskError;
 use crate::state::layout::{LIVE_NEXT, LIVE_SLOT, PREVIOUS, PREVIOUS_NEXT, generation_target};
 use crate::state::record::{Known, Record, RecordError};
-use crate::state::scan::prove;
+use crate::state::scan::{prove, prove_not_live};
 use crate::state::slot::{FormerTree, Slot};
 use crate::state::swap::{self, Swap};
 use crate::state::{SlotError, number};
@@ -167,7 +170,8 @@ impl Slots {
             tracing::info!(generation = number, "building the record from the live tree");
             if proven.is_some() {
                 known.live = Some(linked);
-                known.slots.insert(linked, Slot::Held(Box::new(generation)));
+                known.slots.insert(linked, Slot::Held(Box::new(generation.clone())));
+                self.find_return(&mut known, &generation)?;
             } else {
                 tracing::warn!(
                     generation = number,
@@ -176,6 +180,27 @@ impl Slots {
             }
         }
         Ok(known)
+    }
+
+    /// Holds the tree that the node has to return to, because it refuses the live generation. Without it, the
+    /// node stays on what it refuses until a newer generation comes.
+    fn find_return(&self, known: &mut Known, live: &SignedGeneration) -> Result<(), RecoverError> {
+        let refused = Decisions { refused: read_refused(&self.layout.state)?, ..Decisions::default() };
+        let Some(back) = refused.refusal(live).and_then(|refusal| refusal.back) else { return Ok(()) };
+        let unknown = known.slots.iter().filter(|(_, state)| matches!(state, Slot::Unknown(_)));
+        for slot in unknown.map(|(slot, _)| *slot).collect::<Vec<_>>() {
+            let Some(copy) = self.read_signed(slot)?.filter(|copy| Named::of(copy) == back) else { continue };
+            if prove_not_live(&self.record, &self.layout, self.open(slot)?, &copy.generation().root)? {
+                known.decisions.good = Some(back);
+                known.slots.insert(slot, Slot::Held(Box::new(copy)));
+                return Ok(());
+            }
+        }
+        let (refused, back) = (live.number().get(), back.number);
+        tracing::warn!(
+            "generation {refused} is refused and stays live: no tree of {back}, the last that passed, is left as it was"
+        );
+        Ok(())
     }
 
     /// Keeps the grace periods that this process knows. All others begin now.
