@@ -19,7 +19,7 @@ use super::changed_times::{ChangedTimes, SomeFiles};
 use super::closed_tree;
 use super::collection_gate::CollectionGate;
 use super::distinct::DistinctTimes;
-use super::observed::{self, is_news};
+use super::observed::{Observed, is_news};
 use super::outcome::{CommitError, CommitOptions, Outcome, Preview};
 use super::promotion::Promotion;
 use super::rollbacks::{Hold, Return, Rollbacks};
@@ -32,7 +32,7 @@ use crate::keys::Keys;
 use crate::publish::{Deposed, FencedCommits};
 use crate::scan::{ScanError, ScanOptions, Withheld};
 use crate::source::{Snapshot, SnapshotFate, TreeSource};
-use crate::store::{CheckReport, Retention, Store, Writer};
+use crate::store::{CheckReport, Retention, Store, StoreError, Writer};
 use crate::test_faults;
 use crate::tree_objects::TreeObjects;
 
@@ -66,7 +66,7 @@ pub struct Sealer {
     released: Option<SignedGeneration>,
     /// The highest generation of this origin that an agent holds and the store does not have. Also stored
     /// (`observed`).
-    observed: Option<SignedGeneration>,
+    observed: Option<Observed>,
     /// Whether the outcome of a failed seal is unknown. After a disk error it may be durable.
     doubtful: bool,
     rollbacks: Rollbacks,
@@ -99,7 +99,7 @@ impl Sealer {
         let base = ScanBase::load(&parts.store)?;
         let current =
             parts.store.latest()?.map(|g| parts.keys.verify(&g.record, &g.signature)).transpose()?;
-        let observed = observed::load(&parts.store, &parts.keys)?;
+        let observed = Observed::load(&parts.store, &parts.keys)?;
         let rollbacks = Rollbacks::load(&parts.store)?;
         let promotion = Promotion::load(&parts.store)?;
         let distinct = DistinctTimes::load(&parts.store, parts.options.mtime)?;
@@ -109,7 +109,7 @@ impl Sealer {
             plan,
             released,
             base,
-            observed: observed.filter(|o| is_news(current.as_ref(), o)),
+            observed: observed.filter(|observed| observed.is_news(current.as_ref())),
             current,
             doubtful: false,
             rollbacks,
@@ -165,10 +165,16 @@ impl Sealer {
                         Nothing is published until `syncd-origin commit`";
             return self.is_promoted().then(|| text.to_owned());
         };
+        let refused = match observed.is_refused {
+            true => {
+                ". A node refuses that generation, because its check failed there: compare the tree first"
+            }
+            false => "",
+        };
         Some(format!(
             "agents hold a generation {} that this origin does not know: it was restored from an older copy. Nothing is \
-             published until `syncd-origin commit` publishes the tree as it is now, numbered past it",
-            observed.number()
+             published until `syncd-origin commit` publishes the tree as it is now, numbered past it{refused}",
+            observed.generation.number()
         ))
     }
 
@@ -306,17 +312,34 @@ impl Sealer {
         let newest = self.parts.keys.verify_newest(observed.record(), observed.signature());
         if newest.is_err()
             || !is_news(self.current.as_ref(), &observed)
-            || self.observed.as_ref().is_some_and(|o| o.number() >= observed.number())
+            || self.observed.as_ref().is_some_and(|o| o.generation.number() >= observed.number())
         {
+            // The agent may be the first that refuses it.
+            self.note_refusal()?;
             return Ok(Outcome::Scanned);
         }
         tracing::warn!(
             generation = %observed.number(),
             "an agent holds a generation that this origin signed and does not know: restored from an older copy?"
         );
-        observed::save(&self.parts.store, &observed)?;
+        let is_refused = self.check_refusals(&observed.root_hash()).is_err();
+        let observed = Observed { generation: observed, is_refused };
+        observed.save(&self.parts.store)?;
         self.observed = Some(observed);
         self.run(Publish::No)
+    }
+
+    /// Notes durably that a node refuses the observed generation. The node may be away after a restart.
+    pub(super) fn note_refusal(&mut self) -> Result<(), StoreError> {
+        let Some(observed) = self.observed.as_ref().filter(|observed| !observed.is_refused) else {
+            return Ok(());
+        };
+        if self.check_refusals(&observed.generation.root_hash()).is_err() {
+            let refused = Observed { generation: observed.generation.clone(), is_refused: true };
+            refused.save(&self.parts.store)?;
+            self.observed = Some(refused);
+        }
+        Ok(())
     }
 
     /// Stores again, after a check found damage, the content that the tree still has.
@@ -369,7 +392,7 @@ impl Sealer {
         if current != self.current
             && let Some(current) = &current
         {
-            self.observed = self.observed.take().filter(|o| is_news(Some(current), o));
+            self.observed = self.observed.take().filter(|observed| observed.is_news(Some(current)));
             (self.plan, self.released) = Self::stored_plan(&self.parts, &self.rollbacks, Some(current))?;
             self.parts.fleet.publish(current.clone(), self.plan.clone());
         }
@@ -422,7 +445,7 @@ impl Sealer {
             distinct.sealed(taken);
         }
         let before = self.current.replace(generation.clone());
-        self.observed = self.observed.take().filter(|o| is_news(Some(&generation), o));
+        self.observed = self.observed.take().filter(|observed| observed.is_news(Some(&generation)));
         if matches!(plan, Plan::Immediate { .. }) {
             self.released = Some(generation.clone());
         }

@@ -485,6 +485,38 @@ async fn a_generation_that_the_tree_still_is_is_taken_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_generation_that_a_node_refuses_is_not_taken_back_although_the_node_is_away_after_a_restart() {
+    let site = Site::new(3);
+    let origin = site.serve(Trigger::Manual).await;
+    sealed(commit(&origin).await);
+    let greet = async |origin: &Running, lost: &SignedGeneration, refused| {
+        let greeting = crate::fleet::Greeting { accepted: Some(lost.clone()), refused, ..Default::default() };
+        origin.fleet().attach(peer(), greeting).await.unwrap().detach().await;
+    };
+    let is_refused = |view: &OriginView| {
+        view.reason.as_ref().is_some_and(|reason| reason.contains("A node refuses that generation"))
+    };
+    // Another node has refused it since.
+    let lost = site.signed(6, RootEntry::empty());
+    greet(&origin, &lost, Vec::new()).await;
+    assert!(!state(&origin, State::Waiting).await.contains("refuses"));
+    greet(&origin, &lost, vec![lost.root_hash()]).await;
+    until(&origin, "the refusal", is_refused).await;
+    let current = sealed(commit(&origin).await);
+    assert_eq!(current.number().get(), 7, "an operator's commit ends it");
+    // The tree has its root.
+    let lost = site.signed(9, current.generation().root);
+    greet(&origin, &lost, vec![lost.root_hash()]).await;
+    assert_eq!(number_of(&until(&origin, "the refusal", is_refused).await), 7);
+    origin.stop().await;
+
+    let origin = site.serve(Trigger::Manual).await;
+    assert_eq!(number_of(&until(&origin, "the refusal", is_refused).await), 7);
+    assert_eq!(sealed(commit(&origin).await).number().get(), 10);
+    origin.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn unrest_is_named_and_forgotten_when_it_is_quiet() {
     let site = Site::new(3);
     let quiet = Duration::from_millis(300);

@@ -7,6 +7,7 @@ use syncd_shared::{RootEntry, SignedGeneration};
 use super::Sealer;
 use super::publication::{How, Publish};
 use crate::commit::brought_back;
+use crate::commit::observed::Observed;
 use crate::commit::outcome::{CommitError, Outcome};
 use crate::commit::scan_base::ScanBase;
 use crate::fleet::rollout::Plan;
@@ -21,6 +22,7 @@ impl Sealer {
     pub(super) fn run(&mut self, publish: Publish) -> Result<Outcome, CommitError> {
         self.resolve_doubt()?;
         self.sign_again()?;
+        self.note_refusal()?;
         let result = if self.parts.source.begin(matches!(publish, Publish::No)) {
             let started = std::time::Instant::now();
             let scanned = self.scanned(&publish);
@@ -164,15 +166,15 @@ impl Sealer {
         Ok((ScanBase { root, unpublished, ..base }, Some(writer)))
     }
 
-    /// An observed generation that equals the tree or the current generation.
+    /// An observed generation that equals the tree or the current generation, and that no node refuses.
     fn adoptable(&self, tree: &RootEntry) -> Option<SignedGeneration> {
-        let observed = self.observed.as_ref()?;
+        let Observed { generation: observed, is_refused } = self.observed.as_ref()?;
         self.parts.keys.verify_newest(observed.record(), observed.signature()).ok()?;
         let ours = self.current.as_ref();
         let is_above = ours.is_none_or(|ours| observed.number() > ours.number());
         let is_here = observed.root_hash() == tree.hash()
             || ours.is_some_and(|ours| ours.root_hash() == observed.root_hash());
-        let is_taken = self.check_refusals(&observed.root_hash()).is_ok();
+        let is_taken = !is_refused && self.check_refusals(&observed.root_hash()).is_ok();
         (is_above && is_here && is_taken).then(|| observed.clone())
     }
 

@@ -48,7 +48,8 @@ impl Sealer {
         let trust = keys.trust();
         let document = trust.document();
         // Neither ever falls, whatever a later trust document allows.
-        let before = || self.current.iter().chain(&self.observed);
+        let observed = self.observed.as_ref().map(|observed| &observed.generation);
+        let before = || self.current.iter().chain(observed);
         let last = before().map(SignedGeneration::number).max();
         let epoch = before().map(SignedGeneration::epoch).max();
         let epoch = epoch.map_or(document.epochs.first, |epoch| epoch.max(document.epochs.first));
