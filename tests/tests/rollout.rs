@@ -384,7 +384,9 @@ fn drained_nodes_flip_along_and_pinned_ones_stay() {
     // Nobody waits for a drained node, and nothing is assigned to a pinned one.
     fleet.signal(1, Signal::STOP);
     fleet.edit("two");
-    fleet.origin.cli("commit", &["--wait=4m"]).expect_success();
+    let outcome = fleet.origin.cli("commit", &["--wait=4m"]).expect_success();
+    assert!(outcome.stderr.contains("web2 drained: not waited for"), "{outcome:?}");
+    assert!(outcome.stderr.contains("web3 pinned: not waited for, at generation 1"), "{outcome:?}");
     assert_eq!((fleet.page(0), fleet.page(2)), ("two".into(), String::new()));
     // Orders are durable.
     fleet.origin.kill9();

@@ -238,12 +238,8 @@ impl Printer {
 
     fn node(&mut self, node: NodeLine) {
         let result = match node.result {
-            NodeResult::Live => " live",
-            NodeResult::Failed => " failed",
-            NodeResult::HookFailed => " hook failed",
-            NodeResult::CheckFailed => " check failed",
-            NodeResult::Late | NodeResult::Replaced => "",
-            NodeResult::Unreachable => " unreachable",
+            NodeResult::Late | NodeResult::Replaced => String::new(),
+            result => format!(" {result}"),
         };
         let error = node.error.as_ref().map(|e| format!(": {e}"));
         let after = || {

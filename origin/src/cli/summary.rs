@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use indicatif::{HumanBytes, HumanCount};
 
 use crate::admin::protocol::{GenerationLine, NodeLine};
-use crate::fleet::live_wait::{NodeResult, seconds};
+use crate::fleet::live_wait::seconds;
 
 /// The file, open for appending.
 pub(super) struct Summary {
@@ -64,18 +64,9 @@ fn text(generation: Option<&GenerationLine>, nodes: &[NodeLine], remarks: &[Stri
     if !nodes.is_empty() {
         out.push_str("| node | result | after |\n| --- | --- | ---: |\n");
         for node in nodes {
-            let result = match node.result {
-                NodeResult::Live => "live",
-                NodeResult::Failed => "failed",
-                NodeResult::HookFailed => "hook failed",
-                NodeResult::CheckFailed => "check failed",
-                NodeResult::Late => "late",
-                NodeResult::Replaced => "replaced",
-                NodeResult::Unreachable => "unreachable",
-            };
             let error = node.error.as_ref().map(|error| format!(": {}", escaped(error))).unwrap_or_default();
             let after = seconds(std::time::Duration::from_millis(node.after_ms));
-            let _ = writeln!(out, "| {} | {result}{error} | {after} |", escaped(&node.name));
+            let _ = writeln!(out, "| {} | {}{error} | {after} |", escaped(&node.name), node.result);
         }
         out.push('\n');
     }
@@ -105,6 +96,7 @@ fn escaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fleet::live_wait::NodeResult;
 
     #[test]
     fn a_table_of_nodes_with_text_that_is_escaped() {

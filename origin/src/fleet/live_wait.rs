@@ -2,6 +2,7 @@
 //! the caller supplies the state of the fleet and the time waited.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -56,14 +57,34 @@ pub enum NodeResult {
     Replaced,
     /// The node is not connected.
     Unreachable,
+    /// The node is drained, and nobody waits for it.
+    Drained,
+    /// The node is pinned, and nobody waits for it.
+    Pinned,
 }
 
-/// A node that does not have the generation live.
+impl fmt::Display for NodeResult {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Live => "live",
+            Self::Failed => "failed",
+            Self::HookFailed => "hook failed",
+            Self::CheckFailed => "check failed",
+            Self::Late => "late",
+            Self::Replaced => "replaced",
+            Self::Unreachable => "unreachable",
+            Self::Drained => "drained",
+            Self::Pinned => "pinned",
+        })
+    }
+}
+
+/// A node that does not have the generation live, as far as was waited for it.
 #[derive(Debug)]
 pub struct MissingNode {
     pub name: String,
     pub result: NodeResult,
-    /// Reason that it is not live.
+    /// Reason that it is not live, or not waited for.
     pub error: Option<String>,
 }
 
@@ -243,6 +264,10 @@ impl LiveWait {
         let mut success = !self.live.is_empty();
         let mut down = Vec::new();
         for agent in fleet.agents.iter().filter(|a| !self.live.contains(&a.name)) {
+            if agent.is_out_of_rollouts() {
+                missing.push(left_out(agent));
+                continue;
+            }
             let is_awaited = self.awaited.contains(&agent.name);
             if !is_awaited && agent.connected {
                 // Connected after waiting began.
@@ -316,6 +341,14 @@ impl LiveWait {
             .as_ref()
             .is_some_and(|hook| hook.generation.max(hook.waits.unwrap_or(0)) >= self.number.get())
     }
+}
+
+/// A node that is drained or pinned, with the generation that it has.
+fn left_out(agent: &AgentView) -> MissingNode {
+    let result = if agent.is_pinned() { NodeResult::Pinned } else { NodeResult::Drained };
+    let away = if agent.connected { "" } else { " when it was last heard" };
+    let error = Some(format!("not waited for, at {}{away}", still_at(agent)));
+    MissingNode { name: agent.name.clone(), result, error }
 }
 
 /// Remark if every connected node is drained or pinned.
@@ -557,6 +590,33 @@ mod tests {
         assert_eq!(wait.remark(&drained).as_deref(), Some(remark));
         let verdict = wait.verdict(&drained, LATER);
         assert_eq!((verdict.success, verdict.remark.as_deref()), (false, Some(remark)));
+    }
+
+    #[test]
+    fn drained_and_pinned_nodes_are_named_and_no_failure() {
+        let mut some = fleet("+a=5 +b=5 +c=4 -d=3 +e=5");
+        some.agents[1].orders.drained = true;
+        some.agents[2].orders.pinned_since_ms = Some(1);
+        some.agents[3].standing.drained = true;
+        let mut wait = LiveWait::new(&generation(5), true, &some);
+        assert_eq!(wait.update(&some, number(5), NOW), ["a", "e"]);
+        // Drained after it was live.
+        some.agents[4].orders.drained = true;
+        assert!(wait.update(&some, number(5), NOW).is_empty() && wait.is_decided(&some, NOW));
+        let WaitVerdict { missing, success, remark } = wait.verdict(&some, LATER);
+        assert_eq!((success, remark), (true, None));
+        let lines: Vec<_> = missing
+            .iter()
+            .map(|node| (node.name.as_str(), node.result, node.error.as_deref().unwrap()))
+            .collect();
+        assert_eq!(
+            lines,
+            [
+                ("b", NodeResult::Drained, "not waited for, at generation 5"),
+                ("c", NodeResult::Pinned, "not waited for, at generation 4"),
+                ("d", NodeResult::Drained, "not waited for, at generation 3 when it was last heard"),
+            ]
+        );
     }
 
     #[test]
