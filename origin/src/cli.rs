@@ -29,6 +29,8 @@ use syncd_runtime::output::{self, note};
 use crate::admin;
 use crate::admin::offline::{DataDirectory, join_address};
 use crate::admin::protocol::{NodeRequest, Reply, Request, Wait};
+use crate::commit::RollbackShown;
+use crate::fleet::live_wait;
 use crate::keys::Keys;
 use crate::service;
 
@@ -150,11 +152,13 @@ async fn commit(commit: CommitArgs) -> anyhow::Result<ExitCode> {
 
 async fn roll_back(rollback: RollbackArgs) -> anyhow::Result<ExitCode> {
     let RollbackArgs { data, generation, yes, wait, json } = rollback;
-    let generation = match confirmed(&data.data, generation, yes).await? {
-        Confirmed::Yes(generation) => generation,
+    let shown = match confirmed(&data.data, generation, yes).await? {
+        Confirmed::Unasked => None,
+        Confirmed::Yes(shown) => Some(shown),
         Confirmed::No => return Ok(ExitCode::FAILURE),
     };
-    ask(&data.data, Request::Rollback { generation, wait: wait.request() }, Print::of(&json)).await
+    let generation = shown.as_ref().map(|shown| shown.to).or(generation);
+    ask(&data.data, Request::Rollback { generation, shown, wait: wait.request() }, Print::of(&json)).await
 }
 
 /// With `watch`, follows the status until a signal stops the command: on a screen of its own on a terminal,
@@ -188,26 +192,45 @@ async fn order(node: NodeArgs, order: NodeRequest) -> anyhow::Result<ExitCode> {
 
 /// Answer to the question before a rollback.
 enum Confirmed {
-    /// With the generation that was shown, if there was a question.
-    Yes(Option<u64>),
+    /// There was no question.
+    Unasked,
+    /// To what was shown.
+    Yes(RollbackShown),
     No,
 }
 
 /// Asks on a terminal from which generation to which the rollback goes.
 async fn confirmed(data: &Path, generation: Option<u64>, yes: bool) -> anyhow::Result<Confirmed> {
     if yes || !std::io::stdin().is_terminal() {
-        return Ok(Confirmed::Yes(generation));
+        return Ok(Confirmed::Unasked);
     }
     for line in answers(data, Request::RollbackTarget { generation }).await? {
-        if let Reply::RollbackTarget { from, to } = line {
-            note(format_args!("roll back from {} to {}? [y/N]", described(&from), described(&to)));
+        if let Reply::RollbackTarget { from, to, refused_by } = line {
+            let refused = refused_note(&refused_by);
+            note(format_args!("roll back from {} to {}?{refused} [y/N]", described(&from), described(&to)));
             let mut answer = String::new();
             std::io::stdin().read_line(&mut answer).context("read the answer")?;
             let is_yes = ["y", "yes"].contains(&answer.trim().to_ascii_lowercase().as_str());
-            return Ok(if is_yes { Confirmed::Yes(Some(to.generation)) } else { Confirmed::No });
+            let shown = RollbackShown { from: from.generation, to: to.generation, refused_by };
+            return Ok(if is_yes { Confirmed::Yes(shown) } else { Confirmed::No });
         }
     }
     bail!("the origin did not say what the rollback would do")
+}
+
+/// Names the nodes that will not take part in a rollback; empty: all will.
+fn refused_note(refused_by: &[String]) -> String {
+    let names: Vec<&str> = refused_by.iter().map(String::as_str).collect();
+    match names.as_slice() {
+        [] => String::new(),
+        [name] => {
+            format!(" {name} refuses that tree, because its check failed there, and stays where it is.")
+        }
+        all => format!(
+            " {} refuse that tree, because their check failed there, and stay where they are.",
+            live_wait::names(all)
+        ),
+    }
 }
 
 /// Rejects a backup that only the serving origin can see, because its unit may have a private /tmp.

@@ -12,7 +12,7 @@ use syncd_shared::generation::GenerationError;
 use syncd_shared::identity::{JoinToken, SignedTrust};
 use syncd_shared::text::counted;
 use syncd_shared::tree_path::TreePathError;
-use syncd_shared::{GenerationNumber, ObjectHash, RootEntry, SignedGeneration, TreePath};
+use syncd_shared::{GenerationNumber, ObjectHash, RootEntry, RootHash, SignedGeneration, TreePath};
 use time::OffsetDateTime;
 
 use crate::admin::collected_requests::{self, CollectedAction, CollectedLine, CollectedRequestError, Served};
@@ -29,7 +29,7 @@ use crate::commit::{CollectionGate, CommitError, Rollbacks, State, forget_damage
 use crate::error_chain;
 use crate::events;
 use crate::fleet::registry::Registry;
-use crate::fleet::{RecordError, TokenView, token_id};
+use crate::fleet::{FleetView, RecordError, TokenView, token_id};
 use crate::keys::{Keys, KeysError};
 use crate::overlap;
 use crate::page::{Access, AccessError};
@@ -220,7 +220,9 @@ impl DataDirectory {
             }
             Request::TakeTrust { document } => answered(self.take_trust(&document), |line| _ = lines(line)),
             Request::RollbackTarget { generation } => {
-                answered(self.rollback_target(generation), |line| _ = lines(line))
+                // Nobody is connected.
+                let fleet = FleetView::default();
+                answered(self.rollback_target(generation, &fleet), |line| _ = lines(line))
             }
             Request::Node { agent, order } => self.order_node(&agent, order, lines),
             Request::Collected { action } => answered(self.answer_collected(action, lines), |()| {}),
@@ -370,21 +372,29 @@ impl DataDirectory {
         Ok(0)
     }
 
-    /// Names the generations that a rollback, with or without a number, would go from and to.
-    fn rollback_target(&self, generation: Option<u64>) -> Result<Reply, AnswerError> {
+    /// Names the generations that a rollback, with or without a number, would go from and to, and the nodes
+    /// that refuse the latter.
+    pub(super) fn rollback_target(
+        &self,
+        generation: Option<u64>,
+        fleet: &FleetView,
+    ) -> Result<Reply, AnswerError> {
         let current = self.latest()?.ok_or(AnswerError::NoGeneration)?;
         let target = match generation {
             Some(number) => number,
             None => {
                 let generations = self.store.generations()?.into_iter().map(|stored| stored.generation);
+                let is_refused = |root: &RootHash| !fleet.refusing(root).is_empty();
                 let previous =
-                    Rollbacks::load(&self.store)?.previous(current.generation(), generations, |_| false);
+                    Rollbacks::load(&self.store)?.previous(current.generation(), generations, is_refused);
                 let nothing = || CommitError::NothingBefore { current: current.number() };
                 previous.ok_or_else(|| AnswerError::NothingBefore { source: nothing() })?.get()
             }
         };
+        let target = self.generation(target)?;
         let line = |generation| Box::new(GenerationLine::new(generation, false));
-        Ok(Reply::RollbackTarget { from: line(&current), to: line(&self.generation(target)?) })
+        let refused_by = fleet.refusing(&target.root_hash()).into_iter().map(str::to_owned).collect();
+        Ok(Reply::RollbackTarget { from: line(&current), to: line(&target), refused_by })
     }
 
     pub(super) fn latest(&self) -> Result<Option<SignedGeneration>, AnswerError> {

@@ -19,7 +19,7 @@ use crate::admin::RolloutAction;
 use crate::admin::collected_requests::{CollectedAction, CollectedLine, ConflictLine, VersionLine};
 use crate::admin::status::{PublishStatus, Status};
 use crate::audit::Deed;
-use crate::commit::SomeFiles;
+use crate::commit::{RollbackShown, SomeFiles};
 use crate::events::Event;
 use crate::fleet::TokenView;
 use crate::fleet::live_wait::NodeResult;
@@ -56,6 +56,8 @@ pub enum Request {
     Rollback {
         /// The generation whose tree is published again. Without it, the one before the generation in effect.
         generation: Option<u64>,
+        /// Content of the question before it; `None`: there was no question.
+        shown: Option<RollbackShown>,
         /// `--wait`.
         wait: Option<Wait>,
     },
@@ -283,6 +285,8 @@ pub enum Reply {
         from: Box<GenerationLine>,
         /// Generation whose tree would be published.
         to: Box<GenerationLine>,
+        /// Names of nodes that refuse that tree.
+        refused_by: Vec<String>,
     },
     /// Answer to `token`.
     Token {

@@ -173,10 +173,11 @@ impl Admin {
             Request::Rollback { generation: Some(0), .. } => {
                 Reply::Error { message: "generations are numbered from 1".into() }
             }
-            Request::Rollback { generation, wait } => {
+            Request::Rollback { generation, shown, wait } => {
                 let number = generation.and_then(GenerationNumber::new);
-                self.published(self.committer.rollback(number).await, wait, replies).await
+                self.published(self.committer.rollback(number, shown).await, wait, replies).await
             }
+            Request::RollbackTarget { generation } => self.rollback_target(generation, replies).await,
             Request::Rollout { action } => self.rollout(action, replies).await,
             Request::Node { agent, order } => self.order_node(agent, order, replies).await,
             Request::Token { ttl_s, uses } => self.token(ttl_s, uses, replies).await,
@@ -211,6 +212,19 @@ impl Admin {
             }
         };
         replies.send(end).await;
+    }
+
+    async fn rollback_target(&self, generation: Option<u64>, replies: &mut Replies) -> Reply {
+        let fleet = self.fleet.view().borrow().clone();
+        let found = self.on_data(replies, move |directory, _| directory.rollback_target(generation, &fleet));
+        match found.await {
+            Some(Ok(line)) => {
+                replies.send(line).await;
+                Reply::Done { code: 0 }
+            }
+            Some(Err(error)) => Reply::Error { message: error_chain(&error) },
+            None => Reply::Error { message: "the answer was interrupted".into() },
+        }
     }
 
     async fn commit(&self, options: CommitOptions, wait: Option<Wait>, replies: &mut Replies) -> Reply {

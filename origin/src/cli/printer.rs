@@ -354,7 +354,7 @@ impl Printer {
             Reply::Version(line) => output::line(line.to_text())?,
             Reply::Rollout { rollout: None } => note("nothing was rolled out in steps or together"),
             Reply::Rollout { rollout: Some(rollout) } => output::line(rollout.to_text().trim_end())?,
-            Reply::RollbackTarget { from, to } => {
+            Reply::RollbackTarget { from, to, .. } => {
                 note(format_args!("from {} to {}", described(&from), described(&to)));
             }
             Reply::Keys(keys) => output::line(key::shown(&keys))?,

@@ -43,7 +43,10 @@ impl Job {
             Self::Withdraw(withdrawal) => (sealer.withdraw(&withdrawal), None),
             Self::Collect(requests) => (sealer.collect_garbage(&|| is_used(&requests)), None),
             Self::Request(Request::Commit { options, reply }) => (sealer.commit(options), Some(reply)),
-            Self::Request(Request::Rollback { number, reply }) => (sealer.rollback(number), Some(reply)),
+            Self::Request(Request::Rollback { number, shown, reply }) => {
+                let confirmed = shown.map_or(Ok(()), |shown| sealer.confirm(&shown));
+                (confirmed.and_then(|()| sealer.rollback(number)), Some(reply))
+            }
             Self::Request(Request::TakeTrust { document, reply }) => {
                 (sealer.take_trust(&document), Some(reply))
             }

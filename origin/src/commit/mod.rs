@@ -49,7 +49,7 @@ use tokio_util::sync::CancellationToken;
 pub use changed_times::{ChangedTimes, SomeFiles};
 pub(crate) use changed_times::{is_indistinct, status_warning};
 pub use collection_gate::CollectionGate;
-pub use outcome::{CommitError, CommitOptions, Outcome, Preview};
+pub use outcome::{CommitError, CommitOptions, Outcome, Preview, RollbackShown};
 pub use promotion::Promotion;
 pub(crate) use rollbacks::Rollbacks;
 pub use rollbacks::{Hold, Return};
@@ -145,6 +145,8 @@ pub enum Request {
     Rollback {
         /// The generation whose tree is published again. Without it, the one before the generation in effect.
         number: Option<GenerationNumber>,
+        /// Content of the question before it; `None`: there was no question.
+        shown: Option<RollbackShown>,
         /// Answered after sealing.
         reply: Reply,
     },
@@ -222,10 +224,10 @@ impl Committer {
         self.ask(|reply| Request::Commit { options, reply }).await
     }
 
-    /// Publishes the tree of an earlier generation as a new one; without a number, of the one before. Cancel
-    /// safe: once accepted, the request is carried out.
-    pub async fn rollback(&self, number: Option<GenerationNumber>) -> Answer {
-        self.ask(|reply| Request::Rollback { number, reply }).await
+    /// Publishes the tree of an earlier generation as a new one; without a number, of the one before. Does
+    /// nothing if it would not do what was `shown`. Cancel safe: once accepted, the request is carried out.
+    pub async fn rollback(&self, number: Option<GenerationNumber>, shown: Option<RollbackShown>) -> Answer {
+        self.ask(|reply| Request::Rollback { number, shown, reply }).await
     }
 
     /// Takes a signed trust document. Cancel safe: once accepted, the request is carried out.

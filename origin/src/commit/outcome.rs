@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use syncd_shared::generation::{GenerationError, LabelError};
 use syncd_shared::{GenerationNumber, RootEntry, SignedGeneration};
 
@@ -40,6 +41,16 @@ pub enum CommitError {
     NothingBefore { current: GenerationNumber },
     #[error("nothing was published yet")]
     NothingPublished,
+    /// Another generation was published while the question before a rollback was shown.
+    #[error(
+        "generation {current} is in effect by now, and no longer {shown}: nothing was done; run the command again"
+    )]
+    CurrentSince { shown: u64, current: GenerationNumber },
+    /// Nodes have refused the target of a rollback while the question before it was shown.
+    #[error(
+        "{nodes} refused the tree of generation {number} since the question was asked: nothing was done; run the command again"
+    )]
+    RefusedSince { nodes: String, number: GenerationNumber },
     /// Nodes have refused this tree.
     #[error(
         "{nodes} refused this tree, because its check failed there: change the tree, or publish it nevertheless with \
@@ -86,6 +97,8 @@ impl CommitError {
             ) | Self::UnknownGeneration { .. }
                 | Self::NothingBefore { .. }
                 | Self::NothingPublished
+                | Self::CurrentSince { .. }
+                | Self::RefusedSince { .. }
                 | Self::Policy(_)
                 | Self::NoGroup { .. }
                 | Self::Label { .. }
@@ -123,6 +136,17 @@ impl Preview {
     pub(super) fn of(root: RootEntry) -> Self {
         Self { root, unsaved: Arc::default(), refused: None }
     }
+}
+
+/// Content of the question before a rollback.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RollbackShown {
+    /// Number of the generation in effect.
+    pub from: u64,
+    /// Number of the generation whose tree would be published.
+    pub to: u64,
+    /// Names of nodes that refuse that tree.
+    pub refused_by: Vec<String>,
 }
 
 /// Options of a commit request.

@@ -160,7 +160,7 @@ fn labelled(label: &str) -> CommitOptions {
 }
 
 async fn rollback(origin: &Running, number: u64) -> Result<Outcome, CommitError> {
-    origin.committer().rollback(GenerationNumber::new(number)).await.result
+    origin.committer().rollback(GenerationNumber::new(number), None).await.result
 }
 
 /// An agent's certificate.
@@ -217,7 +217,7 @@ async fn a_rollback_is_held_through_edits_and_restarts_until_a_commit() {
     site.write("f0", "changed");
     let second = generation(&origin, 2).await;
     assert_ne!(first.current.unwrap().root_hash(), second.current.unwrap().root_hash());
-    let answer = origin.committer().rollback(Some(GenerationNumber::FIRST)).await;
+    let answer = origin.committer().rollback(Some(GenerationNumber::FIRST), None).await;
     // Further remarks may report edits within one second.
     assert_eq!(answer.remarks[0], "held after rollback to 1: fix the tree, then commit");
     assert_eq!(sealed(answer.result).number().get(), 3);
@@ -600,7 +600,7 @@ async fn commit_answers_with_the_number_and_waiting_for_nobody_is_code_3() {
     assert!(matches!(answers.last(), Some(Answer::Done { code: 3 })), "{answers:?}");
     let again = site.ask(request).await;
     assert!(again.iter().any(|a| matches!(a, Answer::Generation(line) if !line.changed)), "{again:?}");
-    let unknown = site.ask(Asked::Rollback { generation: Some(9), wait: None }).await;
+    let unknown = site.ask(Asked::Rollback { generation: Some(9), shown: None, wait: None }).await;
     assert!(matches!(unknown.last(), Some(Answer::Error { message }) if message.contains("history")));
     origin.stop().await;
 }

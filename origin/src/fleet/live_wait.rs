@@ -380,7 +380,7 @@ pub fn seconds(time: Duration) -> String {
 }
 
 /// Formats as `web1, web2 and 3 more`.
-fn names(all: &[&str]) -> String {
+pub fn names(all: &[&str]) -> String {
     let shown = all.iter().take(NAMES_MAX).copied().collect::<Vec<_>>().join(", ");
     match all.len().saturating_sub(NAMES_MAX) {
         0 => shown,

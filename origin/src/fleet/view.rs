@@ -212,6 +212,12 @@ impl FleetView {
         self.agents.iter().filter(recent).filter_map(|agent| agent.root).collect()
     }
 
+    /// Names of the agents that refuse a tree, because their check failed there.
+    pub fn refusing(&self, root: &RootHash) -> Vec<&str> {
+        let refusing = self.agents.iter().filter(|agent| agent.refused.contains(root));
+        refusing.map(|agent| agent.name.as_str()).collect()
+    }
+
     /// Connected agents whose on-activate hook has failed and not succeeded since, with the failure.
     pub fn failing_hooks(&self) -> impl Iterator<Item = (&str, String)> {
         let connected = self.agents.iter().filter(|agent| agent.connected);

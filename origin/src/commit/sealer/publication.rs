@@ -4,9 +4,10 @@ use syncd_shared::{GenerationNumber, RootEntry, RootHash, SignedGeneration};
 
 use super::{Parts, Sealer};
 use crate::clock::now_ms;
-use crate::commit::outcome::{CommitError, Outcome};
+use crate::commit::outcome::{CommitError, Outcome, RollbackShown};
 use crate::commit::rollbacks::Rollbacks;
 use crate::commit::scan_base::ScanBase;
+use crate::fleet::live_wait;
 use crate::fleet::rollout::policy::Step;
 use crate::fleet::rollout::record::{ROLLOUT, Stored};
 use crate::fleet::rollout::view::Withdrawal;
@@ -39,9 +40,6 @@ pub(super) enum How {
     /// As the current one, which is signed again.
     Again,
 }
-
-/// Nodes named in one error.
-const NAMES_MAX: usize = 5;
 
 impl Sealer {
     /// The plan of the current generation, and the newest released one, from what an earlier process stored.
@@ -106,7 +104,7 @@ impl Sealer {
 
     /// Whether a node refuses a tree, because its check failed there.
     fn is_refused(&self, root: &RootHash) -> bool {
-        self.parts.fleet.view().borrow().agents.iter().any(|agent| agent.refused.contains(root))
+        !self.parts.fleet.view().borrow().refusing(root).is_empty()
     }
 
     /// The generation to return to if the next one fails: the newest released one that no node refuses.
@@ -167,14 +165,11 @@ impl Sealer {
     pub(super) fn check_refusals(&self, root: &RootHash) -> Result<(), CommitError> {
         let fleet = self.parts.fleet.view();
         let fleet = fleet.borrow();
-        let refusing = fleet.agents.iter().filter(|agent| agent.refused.contains(root));
-        let names: Vec<&str> = refusing.map(|agent| agent.name.as_str()).collect();
-        if names.is_empty() {
+        let refusing = fleet.refusing(root);
+        if refusing.is_empty() {
             return Ok(());
         }
-        let more = names.len().saturating_sub(NAMES_MAX);
-        let shown = names.iter().take(NAMES_MAX).copied().collect::<Vec<_>>().join(", ");
-        let nodes = if more > 0 { format!("{shown} and {more} more") } else { shown };
+        let nodes = live_wait::names(&refusing);
         Err(CommitError::RefusedByNodes { nodes })
     }
 
@@ -189,6 +184,28 @@ impl Sealer {
         let generations = self.parts.store.generations()?.into_iter().map(|stored| stored.generation);
         let is_refused = |root: &RootHash| self.is_refused(root);
         Ok(self.rollbacks.previous(generation.generation(), generations, is_refused))
+    }
+
+    /// Checks that a rollback does what the question before it said.
+    pub fn confirm(&self, shown: &RollbackShown) -> Result<(), CommitError> {
+        let current = self.current.as_ref().ok_or(CommitError::NothingPublished)?.number();
+        if current.get() != shown.from {
+            return Err(CommitError::CurrentSince { shown: shown.from, current });
+        }
+        let number = GenerationNumber::new(shown.to);
+        let target = number.map(|number| self.parts.store.generation(number)).transpose()?.flatten();
+        let Some(target) = target else { return Ok(()) };
+        let fleet = self.parts.fleet.view();
+        let fleet = fleet.borrow();
+        let mut refusing = fleet.refusing(&target.generation.root.hash());
+        refusing.retain(|name| !shown.refused_by.iter().any(|shown| shown == name));
+        match refusing.as_slice() {
+            [] => Ok(()),
+            refusing => {
+                let (nodes, number) = (live_wait::names(refusing), target.generation.number);
+                Err(CommitError::RefusedSince { nodes, number })
+            }
+        }
     }
 
     /// Publishes the tree of an earlier generation under a new number. Afterwards nothing is published

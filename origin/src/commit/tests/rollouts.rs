@@ -77,7 +77,7 @@ async fn a_node_that_comes_when_all_others_have_passed_returns_alone() {
     node.detach().await;
     origin.stop().await;
     let origin = site.serve(Trigger::Manual).await;
-    let back = sealed(origin.committer().rollback(None).await.result);
+    let back = sealed(origin.committer().rollback(None, None).await.result);
     assert_eq!(back.root_hash(), good.root_hash());
     origin.stop().await;
 }
@@ -115,4 +115,57 @@ async fn what_goes_to_all_nodes_at_once_writes_no_record_of_a_rollout() {
     origin.stop().await;
     let store = Store::open(&site.data()).unwrap();
     assert!(store.records(ROLLOUT, b"").unwrap().is_empty());
+}
+
+/// The question before a rollback to this generation.
+async fn question(site: &Site, generation: Option<u64>) -> RollbackShown {
+    match site.ask(Asked::RollbackTarget { generation }).await.remove(0) {
+        Answer::RollbackTarget { from, to, refused_by } => {
+            RollbackShown { from: from.generation, to: to.generation, refused_by }
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Answers it with yes. Returns the refusal.
+async fn confirm(site: &Site, shown: &RollbackShown) -> Option<String> {
+    let (generation, shown) = (Some(shown.to), Some(shown.clone()));
+    match site.ask(Asked::Rollback { generation, shown, wait: None }).await.pop() {
+        Some(Answer::Error { message }) => Some(message),
+        Some(Answer::Done { code: 0 }) => None,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_question_before_a_rollback_names_who_refuses_the_tree_and_its_answer_is_checked() {
+    let site = Site::new(3);
+    let origin = site.serve(Trigger::Manual).await;
+    let good = sealed(commit(&origin).await);
+    let node = node(&origin, &good).await;
+    site.write("f0", "bad");
+    let bad = sealed(commit(&origin).await);
+    site.write("f0", "better");
+    sealed(commit(&origin).await);
+    let early = question(&site, Some(2)).await;
+    assert_eq!(early, RollbackShown { from: 3, to: 2, refused_by: Vec::new() });
+    // Meanwhile the check fails there.
+    returned(&node, &bad, &good).await;
+    let mut fleet = origin.fleet().view();
+    let refuses = |fleet: &Arc<FleetView>| !fleet.refusing(&bad.root_hash()).is_empty();
+    drop(tokio::time::timeout(SOON, fleet.wait_for(refuses)).await.unwrap().unwrap());
+    let refusal = confirm(&site, &early).await.unwrap();
+    assert!(refusal.starts_with("web1 refused the tree of generation 2 since"), "{refusal}");
+    let late = question(&site, Some(2)).await;
+    assert_eq!(late.refused_by, ["web1"]);
+    assert_eq!(question(&site, None).await.to, 1, "the one before that nobody refuses");
+    // Meanwhile another one is published.
+    site.write("f0", "best");
+    sealed(commit(&origin).await);
+    let refusal = confirm(&site, &late).await.unwrap();
+    assert!(refusal.starts_with("generation 4 is in effect by now, and no longer 3"), "{refusal}");
+    assert_eq!(confirm(&site, &question(&site, Some(2)).await).await, None);
+    assert_eq!(number_of(&origin.committer().view().borrow()), 5);
+    node.detach().await;
+    origin.stop().await;
 }
