@@ -27,7 +27,7 @@ use syncd_shared::limits::{HELD_GENERATIONS_MAX, REASON_MAX_BYTES, REFUSED_GENER
 use syncd_shared::text::one_line;
 use syncd_shared::wire::root_hash;
 use syncd_shared::{
-    CheckStatus, GenerationNumber, HookStatus, NodeStanding, OrderedStanding, Progress, RootHash,
+    CheckStatus, Generation, GenerationNumber, HookStatus, NodeStanding, OrderedStanding, Progress, RootHash,
     SignedGeneration, Totals,
 };
 use tokio::sync::{mpsc, watch};
@@ -49,6 +49,8 @@ const HELLO: Duration = Duration::from_secs(10);
 const SILENCE: Duration = HEARTBEAT_INTERVAL.saturating_mul(3);
 /// Longest time that an announcement waits for an update to carry.
 const INLINE_WAIT: Duration = Duration::from_secs(2);
+/// Other trees of an agent that its session remembers.
+const HELD_KNOWN_MAX: usize = 4;
 /// Cap of the updates without a spare that an agent may report.
 const SPARE_MISSES_MAX: u64 = u32::MAX as u64;
 /// Longest boot ID and agent version, in bytes.
@@ -93,6 +95,7 @@ async fn converse(
     };
     let takes_updates = takes_updates(&hello.features);
     let (known, newest) = (hello.trust, services.keys.trust().number());
+    let held = held_roots(&hello.held);
     let mut greeting = greet(|record, signature| services.fleet.verify(record, signature), hello)?;
     if let Some(hook) = &mut greeting.hook {
         hook.waits = announced_only(hook.waits, services.fleet.announced());
@@ -119,6 +122,7 @@ async fn converse(
         planner: services.planner.clone(),
         locations: services.locations.clone(),
         live,
+        held,
         reported,
         goes_back_to: pinned,
         staged: None,
@@ -144,6 +148,13 @@ async fn receive(incoming: &mut impl FromPeer<v1::AgentMessage>) -> Result<Optio
         None => Ok(None),
         Some(Err(status)) => Err(ServeError::received(status)),
     }
+}
+
+/// Roots of the newest held generations, the newest last. Signatures are not checked: a wrong root costs only
+/// the agent that named it, and that a request.
+fn held_roots(shown: &[v1::SignedGeneration]) -> Vec<RootHash> {
+    let newest = shown.iter().take(HELD_KNOWN_MAX).rev();
+    newest.filter_map(|held| Some(Generation::decode(&held.record).ok()?.root_hash())).collect()
 }
 
 fn limit(what: &'static str, actual: usize, limit: usize) -> Result<(), ServeError> {
@@ -262,7 +273,10 @@ struct Session {
     trust: watch::Receiver<Arc<SignedTrust>>,
     /// Root of the agent's live tree, as last reported.
     live: Option<RootHash>,
-    /// Number of that generation.
+    /// Roots of other trees that the agent probably has, the newest last. It named them in its hello, or left
+    /// them since.
+    held: Vec<RootHash>,
+    /// Number of the live generation, as last reported.
     reported: Option<GenerationNumber>,
     /// Lower number that the agent may report next: it returned there, or was pinned there.
     goes_back_to: Option<u64>,
@@ -352,9 +366,11 @@ impl Session {
             return;
         }
         let to = generation.root_hash();
-        let from = self.live.filter(|from| *from != to && self.takes_updates);
+        // Nothing is encoded for a tree that the agent has. If it can't use the tree, it asks for the update.
+        let is_there = self.live == Some(to) || self.held.contains(&to);
+        let from = self.live.filter(|_| !is_there && self.takes_updates);
         let (planner, locations) = (self.planner.clone(), self.locations.clone());
-        let (number, is_live) = (generation.number(), self.live == Some(to));
+        let number = generation.number();
         let plan = async move {
             let update = match from {
                 Some(from) => tokio::time::timeout(INLINE_WAIT, planner.update(from, to)).await.ok(),
@@ -362,7 +378,7 @@ impl Session {
             };
             let file = update.and_then(Result::ok).and_then(|update| update.inline_file());
             match (file, locations) {
-                (None, Some(locations)) if !is_live => (Bytes::new(), locations.of(number).await),
+                (None, Some(locations)) if !is_there => (Bytes::new(), locations.of(number).await),
                 (file, _) => (file.unwrap_or_default(), Vec::new()),
             }
         };
@@ -452,7 +468,11 @@ impl Session {
         {
             return Err(ServeError::Backwards { generation, before });
         }
-        (self.live, self.reported, self.staged) = (Some(root), Some(generation), None);
+        let left = self.live.replace(root).filter(|left| *left != root);
+        self.held.retain(|held| *held != root && Some(*held) != left);
+        self.held.extend(left);
+        self.held.drain(..self.held.len().saturating_sub(HELD_KNOWN_MAX));
+        (self.reported, self.staged) = (Some(generation), None);
         self.accepted = self.accepted.max(Some(generation));
         let spare_misses = activated.spare_misses.min(SPARE_MISSES_MAX);
         Ok(Report::Activated { generation, root, spare_misses, hook_due: activated.hook_due })

@@ -416,6 +416,33 @@ async fn an_agent_that_is_generations_behind_gets_one_direct_update() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn no_update_is_encoded_for_a_tree_that_the_agent_has() {
+    let origin = Origin::start().await;
+    let sites: Vec<Tree> = (0..3u64).map(|i| site(20, &[("f", &i.to_le_bytes())])).collect();
+    let roots: Vec<_> = sites.iter().map(|site| origin.contents.put(site)).collect();
+    let generation = |number: u64| origin.generation(number, roots[number as usize % 3]);
+    origin.fleet.announce(generation(2));
+    let node = origin.node("web1").await;
+    let (live, held) = (Some(message(&generation(2))), vec![message(&generation(1))]);
+    let mut control = origin.attached(&node, v1::Hello { live, held, ..hello() }).await;
+    control.announce().await;
+    // Back to a tree of its hello.
+    origin.fleet.announce(generation(4));
+    assert!(control.announce().await.update_file.is_empty());
+    control.activated(4, roots[1].hash()).await;
+    origin.until("web1", |a| a.generation == GenerationNumber::new(4)).await;
+    // Back to the tree that it left.
+    origin.fleet.announce(generation(5));
+    assert!(control.announce().await.update_file.is_empty());
+    control.activated(5, roots[2].hash()).await;
+    origin.until("web1", |a| a.generation == GenerationNumber::new(5)).await;
+    origin.fleet.announce(generation(6));
+    frames_of(&control.announce().await, &roots[2], &roots[0]);
+    // If the tree is of no use, the agent asks.
+    assert!(!origin.fetch(&node, vec![update(&roots[2], &roots[1], 0)]).await.unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_generation_that_is_to_wait_goes_live_when_the_policy_says_so() {
     let origin = Origin::start().await;
     let root = origin.contents.put(&tree(&[("f", b"1")]));
