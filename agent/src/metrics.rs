@@ -42,19 +42,20 @@ pub struct Observed {
     sync: Histogram,
     hook: Histogram,
     failures: Counter,
+    forks: Counter,
     checks: Family<Label, Counter>,
     changed_locally: Counter,
 }
 
 impl Default for Observed {
     fn default() -> Self {
-        let (failures, changed_locally) = (Counter::default(), Counter::default());
+        let (failures, forks, changed_locally) = Default::default();
         let checks = Family::default();
         // A series that begins at 0 shows its first event as an increase.
         for result in RESULTS.iter().filter_map(|outcome| result(*outcome)) {
             drop(Family::<Label, Counter>::get_or_create(&checks, &[("result", result)]));
         }
-        Self { sync: durations(), hook: durations(), failures, checks, changed_locally }
+        Self { sync: durations(), hook: durations(), failures, forks, checks, changed_locally }
     }
 }
 
@@ -83,6 +84,9 @@ impl Observed {
         if now.error.is_some() && now.error != before.error {
             self.failures.inc();
         }
+        if now.fork.is_some() && now.fork != before.fork {
+            self.forks.inc();
+        }
         if let Some(check) = now.check.as_ref().filter(|check| before.check.as_ref() != Some(check))
             && let Some(result) = result(check.outcome)
         {
@@ -104,6 +108,8 @@ impl Observed {
         registry.register_with_unit("sync", help, Unit::Seconds, self.sync.clone());
         registry.register_with_unit("hook", "Runs of the on-activate hook", Unit::Seconds, self.hook.clone());
         registry.register("failures", "Updates that failed", self.failures.clone());
+        let help = "Generations that were known, and came again with another root";
+        registry.register("forks", help, self.forks.clone());
         let help = "Results of the node's own check: one for each switch, and for each failure before one";
         registry.register("checks", help, self.checks.clone());
         let help = "Files found that were changed on this node; they were healed and kept in lost+found";
@@ -275,6 +281,21 @@ mod tests {
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
         assert!(text.contains("sync_seconds_sum 2.0\n") && text.contains("sync_seconds_count 1\n"), "{text}");
         assert!(text.contains("hook_seconds_count 1\n"), "{text}");
+    }
+
+    #[test]
+    fn a_fork_counts_once() {
+        let observed = Observed::default();
+        let [known, other] = [1, 2].map(|byte| RootHash::from_bytes([byte; 32]));
+        let with = |generation| AgentStatus {
+            fork: Some(syncd_shared::Fork { generation, known, other }),
+            ..sample()
+        };
+        let steps = [sample(), with(5), with(5), sample(), with(6)];
+        for pair in steps.windows(2) {
+            observed.note(&pair[0], &pair[1], &mut None, Instant::now());
+        }
+        assert_eq!(observed.forks.get(), 2);
     }
 
     #[test]

@@ -300,6 +300,7 @@ pub(crate) fn about(options: &RunOptions, identity: &AgentIdentity) -> AgentStat
         head: None,
         head_due: None,
         error: None,
+        fork: None,
         warning: own_directory::closed(&options.root),
         drift: None,
         collected: None,

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use syncd_shared::text::{counted, rfc3339};
 use syncd_shared::{
-    AgentState, CheckStatus, HookStatus, NodeStanding, OrderedStanding, Progress, RootHash, TreePath,
+    AgentState, CheckStatus, Fork, HookStatus, NodeStanding, OrderedStanding, Progress, RootHash, TreePath,
 };
 
 use crate::collected::CollectedReport;
@@ -62,6 +62,9 @@ pub struct AgentStatus {
     pub head_due: Option<String>,
     /// The last fault, while it lasts.
     pub error: Option<String>,
+    /// Two roots under one number, while the newest announcement is one of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fork: Option<Fork>,
     /// A mode of ROOT that keeps the web server out, with the command that mends it.
     pub warning: Option<String>,
     /// The on-activate hook for the newest activation; `None`: none is set, or none was due since the agent
@@ -348,6 +351,7 @@ pub(crate) mod tests {
             head: None,
             head_due: None,
             error: None,
+            fork: None,
             warning: None,
             drift: None,
             collected: None,

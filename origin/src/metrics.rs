@@ -26,6 +26,7 @@ pub struct Metrics {
     sent: Family<Label, Counter>,
     refused: Family<Label, Counter>,
     rollouts: Family<Label, Counter>,
+    forks: Counter,
     polls: Counter,
 }
 
@@ -89,6 +90,7 @@ impl Metrics {
             sent: Family::default(),
             refused: Family::default(),
             rollouts: Family::default(),
+            forks: Counter::default(),
             polls: Counter::default(),
         };
         // A series that begins at 0 shows its first event as an increase.
@@ -134,6 +136,11 @@ impl Metrics {
         self.rollouts.get_or_create(&[("result", phase.name())]).inc();
     }
 
+    /// An agent has shown another root under one number.
+    pub fn forked(&self) {
+        self.forks.inc();
+    }
+
     /// A polled subtree was walked.
     pub fn polled(&self) {
         self.polls.inc();
@@ -158,6 +165,8 @@ impl Metrics {
         registry.register_with_unit("sent", help, Unit::Bytes, self.sent.clone());
         registry.register("refused", "Peers that were turned away", self.refused.clone());
         registry.register("rollouts", "Rollouts that have ended, by result", self.rollouts.clone());
+        let help = "Agents that have shown another root than this origin's under one number";
+        registry.register("forks", help, self.forks.clone());
         registry.register("polls", "Walks of subtrees that send no events", self.polls.clone());
     }
 }

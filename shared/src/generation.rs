@@ -258,9 +258,30 @@ pub enum GenerationError {
     /// The generation belongs to a line of origins that another one has replaced.
     #[error("generation {offered} is of epoch {epoch}, older than the accepted epoch {accepted}")]
     StaleEpoch { offered: GenerationNumber, epoch: u32, accepted: u32 },
-    /// The accepted number with another root.
-    #[error("generation {number} was accepted with root {accepted} and is offered with root {offered}")]
-    Conflict { number: GenerationNumber, accepted: RootHash, offered: RootHash },
+    /// A known number with another root.
+    #[error(transparent)]
+    Fork(#[from] Fork),
+}
+
+/// One number with two roots, both signed: the log of generations has two branches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, thiserror::Error)]
+#[error(
+    "generation {generation} has two roots, {} here and {} there: two origins write this tree, or one was restored \
+     from an older copy",
+    short(.known),
+    short(.other)
+)]
+pub struct Fork {
+    pub generation: u64,
+    /// The root that this side knows.
+    pub known: RootHash,
+    /// The root that the other side has shown.
+    pub other: RootHash,
+}
+
+/// The first digits.
+fn short(root: &RootHash) -> String {
+    root.to_string().chars().take(12).collect()
 }
 
 impl Generation {
@@ -384,6 +405,13 @@ impl SignedGeneration {
         self.generation.root_hash()
     }
 
+    /// Refuses another root under a number that is known.
+    pub fn agrees_with(&self, known: &SignedGeneration) -> Result<(), Fork> {
+        let (known, other) = ((known.number(), known.root_hash()), self.root_hash());
+        let is_fork = known.0 == self.number() && known.1 != other;
+        if is_fork { Err(Fork { generation: known.0.get(), known: known.1, other }) } else { Ok(()) }
+    }
+
     /// Whether an agent that accepted `accepted` may move to this generation. Requires an epoch that is not
     /// lower, and a higher number, or the same number with the same root. The trust document bounds how far
     /// both can rise.
@@ -394,14 +422,8 @@ impl SignedGeneration {
                 Err(GenerationError::StaleEpoch { offered, epoch: self.epoch(), accepted: a.epoch() })
             }
             Some(a) if a.number() > offered => Err(GenerationError::Stale { offered, accepted: a.number() }),
-            Some(a) if a.number() == offered && a.root_hash() != self.root_hash() => {
-                Err(GenerationError::Conflict {
-                    number: offered,
-                    accepted: a.root_hash(),
-                    offered: self.root_hash(),
-                })
-            }
-            _ => Ok(()),
+            Some(a) => Ok(self.agrees_with(a)?),
+            None => Ok(()),
         }
     }
 }
@@ -469,7 +491,7 @@ mod tests {
         assert!(signed(5).may_follow(None).is_ok());
         assert!(signed(6).may_follow(Some(&signed(5))).is_ok());
         assert!(signed(5).may_follow(Some(&signed(5))).is_ok());
-        assert!(matches!(other.may_follow(Some(&signed(5))), Err(GenerationError::Conflict { .. })));
+        assert!(matches!(other.may_follow(Some(&signed(5))), Err(GenerationError::Fork(_))));
         assert!(matches!(signed(4).may_follow(Some(&signed(5))), Err(GenerationError::Stale { .. })));
         let of_epoch = |epoch, number| Generation { epoch, ..sample(number) }.sign(&key());
         assert!(of_epoch(3, 6).may_follow(Some(&signed(5))).is_ok());

@@ -49,7 +49,7 @@ pub use agent_state::AgentState;
 pub use check_status::{CheckOutcome, CheckStatus};
 pub use content_tag::ContentTag;
 pub use directory::{Directory, Entry, Kind, Metadata, Timestamp, Totals};
-pub use generation::{Generation, GenerationNumber, SignedGeneration, TreeId};
+pub use generation::{Fork, Generation, GenerationNumber, SignedGeneration, TreeId};
 pub use hash::{ContentHash, ObjectHash, RootHash};
 pub use head::Head;
 pub use hook_status::{HookOutcome, HookStatus};

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use syncd_tests::edits::{small_site, write};
 use syncd_tests::oracle::assert_same;
 use syncd_tests::process::tool;
-use syncd_tests::{Agent, Origin, Scene, free_port, wait};
+use syncd_tests::{Agent, Origin, Scene, free_port, http, wait};
 
 struct Published {
     scene: Scene,
@@ -499,6 +499,70 @@ fn of_two_fenced_origins_from_one_backup_one_is_held() {
     let follower = published.started("follower");
     follower.wait_live(second);
     assert_same(&published.origin.tree, &follower.live());
+}
+
+/// Two origins from one backup, without fences, use a number twice. Nobody mixes the two trees, and everybody
+/// who sees both says so.
+#[test]
+fn a_fork_is_told_by_the_origin_that_hears_of_it_and_by_followers() {
+    let mut published = Published::new("published-fork");
+    let first = published.commit();
+    let agent = Agent::started(&published.scene, &published.origin, "web1");
+    let follower = published.started("follower");
+    agent.wait_live(first);
+    follower.wait_live(first);
+    published.origin.stop();
+    let (data, tree) = (published.scene.path("copy"), published.scene.path("copied-tree"));
+    tool("cp", ["-a".into(), published.origin.data.clone(), data]).expect_success();
+    tool("cp", ["-a".into(), published.origin.tree.clone(), tree.clone()]).expect_success();
+    published.origin.start();
+    write(&published.origin.tree, "index.html", "from the origin");
+    let second = published.commit();
+    agent.wait_live(second);
+    follower.wait_live(second);
+    published.origin.kill9();
+
+    // Nobody reaches the copy while it takes the same number.
+    let mut copy = Origin::existing(&published.scene, "copy", &tree);
+    copy.start();
+    write(&tree, "index.html", "from its copy");
+    assert_eq!(copy.commit(), second);
+    copy.stop();
+    fs::remove_dir_all(&published.bucket).expect("empty the store");
+    fs::create_dir(&published.bucket).expect("a directory");
+    let bucket = url(&published.bucket);
+    let options = ["--trigger", "manual", "--publish", &bucket];
+    let mut copy = copy.with_options(&options).listening(published.origin.address());
+    copy.start();
+    for forked in [&agent, &follower] {
+        let fork = wait::until("the node to see two roots", || {
+            let status = forked.cli("status", &["--json"]).expect_success().json();
+            status["fork"].is_object().then_some(status)
+        });
+        assert_eq!(fork["fork"]["generation"], second, "{fork}");
+        assert_eq!(fork["fork"]["known"], fork["root"], "{fork}");
+        assert!(fork["error"].as_str().is_some_and(|error| error.contains("has two roots")), "{fork}");
+        assert_same(&published.origin.tree, &forked.live());
+    }
+    wait::until_ok("the copy to tell of the fork", || {
+        let events = copy.cli("events", &["--json"]).expect_success().stdout;
+        if events.contains("\"event\":\"fork\",\"node\":\"web1\"") { Ok(()) } else { Err(events) }
+    });
+    let status = copy.cli("status", &[]).expect_success().stdout;
+    assert!(status.contains("has two roots"), "{status}");
+    let http = copy.status().http_address.expect("an address");
+    let metrics = http::get(&http, "/metrics").expect("metrics").body;
+    assert!(String::from_utf8_lossy(&metrics).contains("syncd_origin_forks_total 1\n"));
+
+    // The next number ends it.
+    let third = copy.commit();
+    assert!(third > second);
+    for forked in [&agent, &follower] {
+        forked.wait_live(third);
+        assert_same(&tree, &forked.live());
+    }
+    let status = copy.cli("status", &[]).expect_success().stdout;
+    assert!(!status.contains("has two roots"), "{status}");
 }
 
 #[test]

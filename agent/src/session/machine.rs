@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use syncd_proto::v1;
 use syncd_shared::text::error_chain;
-use syncd_shared::{AgentState, GenerationNumber, NodeStanding, Progress, RootHash};
+use syncd_shared::{AgentState, Fork, GenerationNumber, NodeStanding, Progress, RootHash};
 
 use crate::backoff::Backoff;
 use crate::hooks::HookState;
@@ -97,6 +97,8 @@ pub struct Machine {
     is_revoked: bool,
     work_error: Option<String>,
     drift_error: Option<String>,
+    /// The newest announcement has a known number with another root.
+    fork: Option<Fork>,
     /// Fault found in the live tree by maintenance. Cleared once the tree is whole.
     live_error: Option<String>,
 }
@@ -142,6 +144,7 @@ impl Machine {
             is_revoked: false,
             work_error: None,
             drift_error: None,
+            fork: None,
             live_error: None,
         }
     }
@@ -234,6 +237,11 @@ impl Machine {
     /// Version of the origin, taken from its last `Welcome`.
     pub fn origin_version(&self) -> Option<&str> {
         self.origin_version.as_deref()
+    }
+
+    /// Two roots under one number, as long as the newest announcement is one of them.
+    pub fn fork(&self) -> Option<Fork> {
+        self.fork
     }
 
     /// The last fault that still lasts.

@@ -365,6 +365,7 @@ impl Session {
                     .last_contact
                     .map(|time| rfc3339((time.unix_timestamp_nanos() / 1_000_000) as i64)),
                 error: self.machine.error(),
+                fork: self.machine.fork(),
                 drift: replica.drift.clone(),
                 head: self.follower.as_ref().and_then(Follower::head_ms).map(rfc3339),
                 head_due: self.follower.as_ref().and_then(Follower::head_due_ms).map(rfc3339),

@@ -4,6 +4,7 @@ use std::fmt;
 
 use indicatif::{HumanBytes, HumanCount};
 use serde::{Deserialize, Serialize};
+use syncd_shared::Fork;
 use syncd_shared::text::counted;
 
 use crate::fleet::rollout::Phase;
@@ -95,6 +96,13 @@ pub enum Event {
         returned_to: Option<u64>,
         error: String,
     },
+    /// A node has another root than this origin under one number: two origins write this tree, or one was
+    /// restored from an older copy.
+    Fork {
+        node: String,
+        #[serde(flatten)]
+        fork: Fork,
+    },
     /// Files were changed on a node. They are healed and kept.
     ChangedLocally {
         node: String,
@@ -157,6 +165,7 @@ impl Event {
             Self::Failed { .. } => "failed",
             Self::Recovered { .. } => "recovered",
             Self::CheckFailed { .. } => "check failed",
+            Self::Fork { .. } => "fork",
             Self::ChangedLocally { .. } => "changed locally",
             Self::Drained { .. } => "drained",
             Self::Undrained { .. } => "undrained",
@@ -204,6 +213,7 @@ impl fmt::Display for Event {
                     None => write!(f, ": {error}"),
                 }
             }
+            Self::Fork { node, fork } => write!(f, "  {node}  {fork}"),
             Self::ChangedLocally { node, generation, paths } => {
                 write!(f, "  {node}  {} in generation {generation}", counted(*paths, "path", "paths"))
             }

@@ -112,12 +112,12 @@ async fn next(collected: &mut Option<broadcast::Receiver<Event>>) -> Event {
     std::future::pending().await
 }
 
-/// Counts the end of a rollout.
+/// Counts ends of rollouts, and forks.
 fn count(event: &Event) {
-    if let Event::Rollout { phase, .. } = event
-        && !phase.is_running()
-    {
-        metrics().rollout_ended(*phase);
+    match event {
+        Event::Rollout { phase, .. } if !phase.is_running() => metrics().rollout_ended(*phase),
+        Event::Fork { .. } => metrics().forked(),
+        _ => {}
     }
 }
 

@@ -128,6 +128,9 @@ fn agent_changes(before: &AgentView, now: &AgentView, found: &mut Vec<Event>) {
         _ => {}
     }
     check_changes(before, now, found);
+    if let Some(fork) = now.fork.filter(|_| now.fork != before.fork) {
+        found.push(Event::Fork { node: node(), fork });
+    }
     if let Some(generation) = live(now).filter(|live| Some(*live) != self::live(before)) {
         found.push(Event::Live { node: node(), generation });
     }
@@ -236,6 +239,7 @@ mod tests {
             version: None,
             spare_misses: 0,
             drift: None,
+            fork: None,
             notes: Vec::new(),
         }
     }
@@ -306,6 +310,19 @@ mod tests {
         let later = AgentView { last_seen_ms: 7, ..failed };
         assert_eq!(observer.observe(&snapshot(vec![later])), []);
         assert_eq!(names(&observer.observe(&snapshot(vec![agent("web1", 1)]))), ["undrained web1"]);
+    }
+
+    #[test]
+    fn a_fork_is_told_once() {
+        let mut observer = Observer::new(&snapshot(vec![agent("web1", 5)]));
+        let [known, other] = [1, 2].map(|byte| RootHash::from_bytes([byte; 32]));
+        let fork = Some(syncd_shared::Fork { generation: 5, known, other });
+        let forked = AgentView { fork, ..agent("web1", 5) };
+        let told = "fork web1 generation 5 has two roots, 010101010101 here and 020202020202 there: two origins \
+                    write this tree, or one was restored from an older copy";
+        assert_eq!(names(&observer.observe(&snapshot(vec![forked.clone()]))), [told]);
+        let later = AgentView { last_seen_ms: 7, ..forked };
+        assert_eq!(observer.observe(&snapshot(vec![later])), []);
     }
 
     #[test]

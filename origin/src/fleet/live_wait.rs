@@ -463,6 +463,7 @@ mod tests {
                 version: None,
                 spare_misses: 0,
                 drift: None,
+                fork: None,
                 notes: Vec::new(),
             }
         };

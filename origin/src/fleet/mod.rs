@@ -31,7 +31,8 @@ use syncd_shared::generation::GenerationError;
 use syncd_shared::identity::authority::AuthorityKey;
 use syncd_shared::identity::{AgentName, JoinToken, PeerIdentity};
 use syncd_shared::{
-    CheckStatus, GenerationNumber, HookStatus, NodeStanding, OrderedStanding, RootHash, SignedGeneration,
+    CheckStatus, Fork, GenerationNumber, HookStatus, NodeStanding, OrderedStanding, RootHash,
+    SignedGeneration,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -108,6 +109,8 @@ pub struct Greeting {
     pub standing: NodeStanding,
     /// Locally changed files.
     pub drift: Option<AgentDrift>,
+    /// Another root than this origin's under one of its numbers.
+    pub fork: Option<Fork>,
     /// Remarks for an operator.
     pub notes: Vec<String>,
 }
@@ -159,6 +162,7 @@ pub enum EndReason {
 #[derive(Clone)]
 pub struct Fleet {
     keys: Arc<Keys>,
+    records: Arc<dyn RecordStore>,
     commands: mpsc::Sender<Command>,
     view: watch::Receiver<Arc<FleetView>>,
     admission: watch::Receiver<Arc<Admission>>,
@@ -210,11 +214,12 @@ impl Fleet {
         let roster = Registry::new(records.clone()).load()?;
         let (commands, receiver) = mpsc::channel(COMMANDS);
         let announced = watch::Sender::new(None);
-        let save: Save = Arc::new(move |changes| records.save(changes));
+        let saved = records.clone();
+        let save: Save = Arc::new(move |changes| saved.save(changes));
         let task = FleetTask::new(roster, save, observed, announced.subscribe(), (stored, shutdown.clone()));
         let (view, admission, rollout) = (task.view(), task.admission(), task.rollout());
         tasks.spawn(task.run(receiver, shutdown));
-        Ok(Self { keys, commands, view, admission, rollout, announced })
+        Ok(Self { keys, records, commands, view, admission, rollout, announced })
     }
 
     /// The current state of all agents, updated on changes.
@@ -271,6 +276,27 @@ impl Fleet {
     /// Verifies a generation shown by an agent: signed by this origin's key or an earlier one.
     pub fn verify(&self, record: &[u8], signature: &[u8]) -> Result<SignedGeneration, GenerationError> {
         self.keys.verify(record, signature)
+    }
+
+    /// The fork between this origin's generations and one that an agent shows. `None` also if its number is
+    /// not known here any more, or not yet.
+    pub async fn fork_with(&self, shown: &SignedGeneration) -> Option<Fork> {
+        let newest = self.announced.borrow().as_ref().map(|newest| newest.generation.clone())?;
+        let (number, other) = (shown.number(), shown.root_hash());
+        if number > newest.number() || (number, other) == (newest.number(), newest.root_hash()) {
+            return None;
+        }
+        let records = self.records.clone();
+        let known = tokio::task::spawn_blocking(move || records.root_of(number)).await;
+        let known = match known {
+            Ok(Ok(known)) => known.filter(|known| *known != other)?,
+            Ok(Err(error)) => {
+                tracing::warn!(error = %crate::error_chain(&error), "a generation of an agent is not compared");
+                return None;
+            }
+            Err(_) => return None,
+        };
+        Some(Fork { generation: number.get(), known, other })
     }
 
     /// Creates a join token, durable on return.
@@ -391,6 +417,7 @@ fn agent_view(name: &AgentName, record: &AgentRecord) -> AgentView {
         version: None,
         spare_misses: 0,
         drift: record.told.drift.clone(),
+        fork: None,
         notes: Vec::new(),
     }
 }

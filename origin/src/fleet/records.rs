@@ -1,6 +1,8 @@
 //! Storage of the fleet's records: the store. Revocations are also stored beside the keys ([`revocations`]),
 //! so that an older or lost index never readmits a revoked agent.
 
+use syncd_shared::{GenerationNumber, RootHash};
+
 use super::roster::REVOKED;
 use crate::keys::{KeysError, revocations};
 use crate::store::Store;
@@ -52,6 +54,8 @@ pub trait RecordStore: Send + Sync + 'static {
     fn load(&self, namespace: &'static str) -> Result<Vec<NamedRecord>, RecordError>;
     /// Makes changes durable: all or none, in order.
     fn save(&self, changes: &[RecordChange]) -> Result<(), RecordError>;
+    /// The root under a number; `None` if no generation with this number is retained.
+    fn root_of(&self, number: GenerationNumber) -> Result<Option<RootHash>, RecordError>;
 }
 
 impl From<KeysError> for RecordError {
@@ -88,5 +92,10 @@ impl RecordStore for Store {
             revocations::add(self.data(), revoked)?;
         }
         self.update_records(apply).map_err(|error| RecordError::Store(error.into()))
+    }
+
+    fn root_of(&self, number: GenerationNumber) -> Result<Option<RootHash>, RecordError> {
+        let stored = self.generation(number).map_err(|error| RecordError::Store(error.into()))?;
+        Ok(stored.map(|stored| stored.generation.root_hash()))
     }
 }

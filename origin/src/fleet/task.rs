@@ -404,6 +404,7 @@ impl FleetTask {
         view.version = Some(greeting.version).filter(|version| !version.is_empty());
         view.spare_misses = 0;
         note_drift(view, greeting.drift);
+        view.fork = greeting.fork;
         view.not_after_ms = view.not_after_ms.max(not_after_ms(peer));
         let generation = view.generation.map_or(0, GenerationNumber::get);
         tracing::info!(agent = %view.name, generation, "agent connected");
@@ -479,6 +480,7 @@ impl FleetTask {
                 view.hook = due_hook(view.hook.take(), generation, hook_due);
                 view.generation = Some(generation);
                 view.root = Some(root);
+                view.fork = view.fork.filter(|fork| generation.get() <= fork.generation);
                 // The agent counts since its start, not since its last report.
                 view.spare_misses = spare_misses;
                 self.reassign |= view.has_failed_check();

@@ -6,7 +6,8 @@ use std::fmt;
 use syncd_shared::limits::REFUSED_GENERATIONS_MAX;
 use syncd_shared::text::counted;
 use syncd_shared::{
-    AgentState, CheckOutcome, CheckStatus, GenerationNumber, HookStatus, NodeStanding, Progress, RootHash,
+    AgentState, CheckOutcome, CheckStatus, Fork, GenerationNumber, HookStatus, NodeStanding, Progress,
+    RootHash,
 };
 
 use super::rollout::participants::{Node, Target};
@@ -106,6 +107,9 @@ pub struct AgentView {
     pub spare_misses: u64,
     /// Local changes, until a later tree on the node is free of them.
     pub drift: Option<AgentDrift>,
+    /// Another root than this origin's under one of its numbers, as shown when the agent connected. Until it
+    /// has a later generation.
+    pub fork: Option<Fork>,
     /// Remarks for an operator, for example about a cloned certificate.
     pub notes: Vec<String>,
 }

@@ -106,6 +106,9 @@ async fn converse(
              restore its newest keys, or replace them with `syncd-origin key rotate`"
         ));
     }
+    for shown in [&greeting.accepted, &greeting.live].into_iter().flatten() {
+        greeting.fork = greeting.fork.or(services.fleet.fork_with(shown).await);
+    }
     let live = greeting.live.as_ref().map(SignedGeneration::root_hash);
     let reported = greeting.live.as_ref().map(SignedGeneration::number);
     let accepted = greeting.accepted.as_ref().map(SignedGeneration::number).or(reported);
@@ -200,7 +203,20 @@ pub(super) fn greet(
     let check = hello.check.as_ref().map(CheckStatus::from_report).transpose()?;
     let standing = hello.standing.as_ref().map(NodeStanding::from).unwrap_or_default();
     let has_check = hello.has_check;
-    Ok(Greeting { boot_id, version, live, accepted, refused, hook, check, has_check, standing, drift, notes })
+    Ok(Greeting {
+        boot_id,
+        version,
+        live,
+        accepted,
+        refused,
+        hook,
+        check,
+        has_check,
+        standing,
+        drift,
+        fork: None,
+        notes,
+    })
 }
 
 /// Checks a hook report against `linked`, the reported linked generation. After ROOT was restored from a

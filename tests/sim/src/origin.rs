@@ -18,7 +18,7 @@ use syncd_origin::serve::Services;
 use syncd_origin::source::WorkTree;
 use syncd_origin::store::Store;
 use syncd_origin::watch::Watch;
-use syncd_shared::SignedGeneration;
+use syncd_shared::{GenerationNumber, RootHash, SignedGeneration};
 use syncd_shared::diff::PartLimits;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -90,6 +90,10 @@ impl RecordStore for Mortal {
             self.store.save(changes)?;
         }
         Err(RecordError::Interrupted)
+    }
+
+    fn root_of(&self, number: GenerationNumber) -> Result<Option<RootHash>, RecordError> {
+        self.store.root_of(number)
     }
 }
 

@@ -33,7 +33,7 @@ fn announcements_that_do_not_hold_are_refused_before_any_work() {
     let stale = world.origin.sign(1, root);
     world.refused("a lower number", announce(&stale, None), "older than the accepted");
     let conflict = world.origin.sign(2, root);
-    world.refused("the same number with another root", announce(&conflict, None), "was accepted with root");
+    world.refused("the same number with another root", announce(&conflict, None), "has two roots");
     for absurd in [u64::MAX, NUMBERS_PER_KEY + 1] {
         let absurd = world.origin.sign(absurd, root);
         world.refused("a number that no document allows", announce(&absurd, None), "trust document allows");

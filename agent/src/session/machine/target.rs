@@ -41,12 +41,16 @@ impl Machine {
         let generation = match self.verified(&message) {
             Ok(generation) => generation,
             Err(error) => {
+                if let GenerationError::Fork(fork) = &error {
+                    self.fork = Some(*fork);
+                }
                 // The number is not verified; it only names the generation in the report.
                 let number = Generation::decode(&message.record).map_or(0, |g| g.number.get());
                 self.failed(number, Failure::new(RetryClass::Operator, &error), out);
                 return Ok(());
             }
         };
+        self.fork = None;
         if let Some(refusal) = self.replica.decisions.refusal(&generation).cloned() {
             self.leave_out(generation.number().get(), &refusal, out);
             return Ok(());
@@ -104,6 +108,8 @@ impl Machine {
     ) -> Result<SignedGeneration, GenerationError> {
         let document = self.trust.keys.document.document();
         let generation = document.verify_generation(&message.record, &message.signature)?;
+        let known = self.replica.live.iter().chain(&self.replica.held).chain(&self.replica.accepted);
+        known.into_iter().try_for_each(|known| generation.agrees_with(known))?;
         generation.may_follow(self.replica.accepted.as_ref())?;
         Ok(generation)
     }

@@ -251,6 +251,33 @@ fn what_was_announced_while_a_newer_one_was_activated_is_refused() {
 }
 
 #[test]
+fn another_root_under_a_known_number_is_a_fork_until_the_next_good_announcement() {
+    let mut scene = Scene::new();
+    scene.welcome();
+    scene.announce(2);
+    let mut state = holding(&generation(&scene.key, 2));
+    state.held = vec![generation(&scene.key, 1)];
+    scene.apply(Event::Report(Report::Done(Outcome::Activated, Box::new(state))));
+    assert_eq!(scene.machine.fork(), None);
+    let other = |number: u64| {
+        let mut generation = generation(&scene.key, number).generation().clone();
+        generation.root.metadata.mode = 0o501;
+        generation.sign(&scene.key)
+    };
+    // Also under the number of a tree that was live before.
+    for (number, offered) in [(2, other(2)), (1, other(1))] {
+        let actions = scene.announced(&offered);
+        assert!(!actions.iter().any(|action| matches!(action, Action::Start(_))), "{actions:?}");
+        let fork = scene.machine.fork().unwrap();
+        assert_eq!((fork.generation, fork.known), (number, generation(&scene.key, number).root_hash()));
+        assert_eq!(fork.other, offered.root_hash());
+        assert!(scene.machine.error().unwrap().contains("has two roots"));
+    }
+    scene.announce(3);
+    assert_eq!((scene.machine.fork(), scene.machine.error()), (None, None));
+}
+
+#[test]
 fn an_announced_update_that_does_not_decode_is_dropped_and_the_general_path_is_taken() {
     let mut scene = Scene::new();
     scene.welcome();

@@ -261,6 +261,7 @@ impl Agent {
         {
             view.notes.push(note.clone());
         }
+        view.notes.extend(view.fork.map(|fork| fork.to_string()));
         if let (Some(ours), Some(theirs)) = (ours, view.generation)
             && theirs > ours
         {
