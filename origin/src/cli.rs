@@ -292,7 +292,7 @@ fn init(data: &Path, host: Option<&str>, passphrase_file: Option<&Path>) -> anyh
 
 async fn restore(data: PathBuf, from: BucketUrl) -> anyhow::Result<ExitCode> {
     let shown = data.display().to_string();
-    let restored = tokio::task::spawn_blocking(move || service::restore(&data, &from));
+    let restored = tokio::task::spawn_blocking(move || service::restore(&data, from.open()?));
     let (generation, promotion) = restored.await.context("the restore was interrupted")??;
     note(format_args!(
         "{shown} has generation {generation} now, and numbers its own from {} on, with epoch {}. Next:\n  \

@@ -25,7 +25,6 @@ mod namespace;
 mod on_rollout;
 mod overlap;
 mod page;
-mod publish;
 mod purge;
 pub mod service;
 mod state;
@@ -58,6 +57,10 @@ pub mod keys;
 mod plan;
 #[cfg(feature = "testing")]
 pub mod plan;
+#[cfg(not(feature = "testing"))]
+mod publish;
+#[cfg(feature = "testing")]
+pub mod publish;
 #[cfg(not(feature = "testing"))]
 mod scan;
 #[cfg(feature = "testing")]

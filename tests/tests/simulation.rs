@@ -26,6 +26,12 @@ fn five_hundred_seeds_keep_every_promise() {
     simulate(&["--seeds", "500"]);
 }
 
+/// An object store between two origins and followers, with its lost answers and late writes.
+#[test]
+fn no_seed_with_an_object_store_forks_the_log_or_loses_a_commit() {
+    simulate(&["--store", "--seeds", "60"]);
+}
+
 /// A node that was cut off returns to a restored origin after the last commit. Two of 10,000 seeds found it.
 #[test]
 fn seeds_that_once_failed_hold() {

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use syncd_runtime::bucket::{Bucket, BucketError, BucketUrl, OpenBucketError};
+use syncd_runtime::bucket::{Bucket, BucketError};
 use syncd_shared::published::fencing::{Author, Fence, PROMOTION_JUMP, Reason, Verdict};
 use syncd_shared::published::{self, Nonce, PublishedError, RELEASE_MAX_BYTES, Release};
 use syncd_shared::text::error_chain;
@@ -25,7 +25,7 @@ const NAMESPACE: &str = "publish";
 const NAME: &[u8] = b"nonces";
 /// Nonces that are remembered. Late requests of before more starts than this would hold the origin.
 const NONCES_MAX: usize = 4096;
-/// Time within which the object store must have answered.
+/// See [`FencedCommits::deadline`].
 const DEADLINE: Duration = Duration::from_secs(20);
 /// Pause before a request is repeated.
 const PAUSE: Duration = Duration::from_millis(250);
@@ -37,8 +37,6 @@ pub enum FenceError {
     Held(#[from] Reason),
     #[error("the object store does not answer, and --fenced publishes nothing without it; it is retried")]
     Unanswered(#[source] BucketError),
-    #[error(transparent)]
-    Open(#[from] OpenBucketError),
     #[error("the object store has something else under the next number, {number}")]
     Foreign { number: u64, source: PublishedError },
     #[error("read or write the nonces of this origin")]
@@ -63,13 +61,14 @@ pub struct FencedCommits {
     nonce: Nonce,
     /// `None` until the first commit, which decides the epoch.
     fence: Mutex<Option<Fence>>,
+    /// Time within which the object store must have answered.
+    deadline: Duration,
 }
 
 impl FencedCommits {
     /// Draws a nonce, which is durable on return. Probes the object store: with the first commit, if it does
     /// not answer now.
-    pub fn open(url: &BucketUrl, store: &Store, keys: Arc<Keys>) -> Result<Self, FenceError> {
-        let bucket = url.open()?;
+    pub fn open(bucket: Arc<dyn Bucket>, store: &Store, keys: Arc<Keys>) -> Result<Self, FenceError> {
         let probed = match probe(&*bucket) {
             Err(ProbeError::Bucket(error)) => {
                 let error = error_chain(&error);
@@ -90,12 +89,13 @@ impl FencedCommits {
         let all = [earlier.concat(), nonce.to_vec()].concat();
         store.update_records(|records| records.put(NAMESPACE, NAME, &all))?;
         let (probed, fence) = (AtomicBool::new(probed), Mutex::default());
-        Ok(Self { bucket, probed, keys, earlier, nonce, fence })
+        Ok(Self { bucket, probed, keys, earlier, nonce, fence, deadline: DEADLINE })
     }
 
-    #[cfg(test)]
-    pub(super) fn replace_bucket(&mut self, bucket: Arc<dyn Bucket>) {
-        self.bucket = bucket;
+    /// Waits for an answer for this long.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn within(self, deadline: Duration) -> Self {
+        Self { deadline, ..self }
     }
 
     /// Commits `wanted` under the next number, which is at least its own: signs it again where that differs.
@@ -171,7 +171,7 @@ impl FencedCommits {
             };
             match verdict {
                 Verdict::Held(reason) => return Err(reason.into()),
-                Verdict::Retry if started.elapsed() < DEADLINE => std::thread::sleep(PAUSE),
+                Verdict::Retry if started.elapsed() < self.deadline => std::thread::sleep(PAUSE),
                 Verdict::Retry => {
                     let failed = failed.unwrap_or_else(|| BucketError::unanswered("create", &name));
                     return Err(FenceError::Unanswered(failed));

@@ -28,7 +28,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use syncd_runtime::bucket::{Bucket, BucketUrl, OpenBucketError};
+use syncd_runtime::bucket::{Bucket, BucketUrl};
 use syncd_runtime::rate::Rate;
 use syncd_shared::limits::REASON_MAX_BYTES;
 use syncd_shared::published::PublishedError;
@@ -122,6 +122,8 @@ pub(crate) enum Order {
 
 /// Parts of the origin that publishing needs.
 pub struct Publisher {
+    /// The object store at the URL of the options.
+    pub bucket: Arc<dyn Bucket>,
     pub store: Arc<Store>,
     pub keys: Arc<Keys>,
     pub planner: Planner,
@@ -136,35 +138,25 @@ impl Publisher {
         self,
         rollout: watch::Receiver<Arc<RolloutView>>,
         shutdown: CancellationToken,
-    ) -> Result<(PublishRequests, impl Future<Output = ()> + Send + 'static), OpenBucketError> {
+    ) -> (PublishRequests, impl Future<Output = ()> + Send + 'static) {
         let url = self.options.url.to_string();
         let (sender, view) = watch::channel(PublishView { url, released: None, error: None });
         let (orders, receiver) = mpsc::channel(ORDERS);
-        let bucket = self.options.url.open()?;
         let (store, keys, data) = (self.store.clone(), self.keys.clone(), self.data.clone());
-        let keeper = Arc::new(Keeper { bucket: bucket.clone(), store, keys, data });
+        let keeper = Arc::new(Keeper { bucket: self.bucket.clone(), store, keys, data });
         let placed = watch::Sender::new(Placed::default());
         let read = self.options.read.as_ref();
         let locations = read.map(|url| Locations::new(url, placed.subscribe()));
         let requests = PublishRequests { keeper: keeper.clone(), view, orders, locations };
-        let task = Task {
-            publisher: self,
-            bucket,
-            keeper,
-            upload: None,
-            whole: None,
-            view: sender,
-            placed,
-            shutdown,
-        };
-        Ok((requests, task.run(rollout, receiver)))
+        let task =
+            Task { publisher: self, keeper, upload: None, whole: None, view: sender, placed, shutdown };
+        (requests, task.run(rollout, receiver))
     }
 }
 
 /// The task that publishes.
 struct Task {
     publisher: Publisher,
-    bucket: Arc<dyn Bucket>,
     keeper: Arc<Keeper>,
     /// Kept from one generation to the next, and read from the store again after an error.
     upload: Option<Upload>,
@@ -275,9 +267,9 @@ impl Task {
 
     /// Publishes one generation.
     async fn publish(&mut self, generation: &SignedGeneration, until: Until) -> Result<(), PublishError> {
-        let Publisher { store, keys, planner, data, options } = &self.publisher;
+        let Publisher { bucket, store, keys, planner, data, options } = &self.publisher;
         let parts = upload::Parts {
-            bucket: self.bucket.clone(),
+            bucket: bucket.clone(),
             store: store.clone(),
             keys: keys.clone(),
             data: data.clone(),

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use syncd_runtime::bucket::{Bucket, BucketError, BucketUrl, OpenBucketError};
+use syncd_runtime::bucket::{Bucket, BucketError, OpenBucketError};
 use syncd_runtime::published::{ReadError, Reader};
 use syncd_shared::identity::SignedTrust;
 use syncd_shared::published::{self, PublishedError, RELEASE_MAX_BYTES, Release};
@@ -70,13 +70,13 @@ pub struct Successor {
 
 impl Successor {
     /// Opens `data`, which holds the keys of the tree. Creates the store if there is none.
-    pub fn open(data: &Path, url: &BucketUrl) -> Result<Self, TakeOverError> {
+    pub fn open(data: &Path, bucket: Arc<dyn Bucket>) -> Result<Self, TakeOverError> {
         let keys = Arc::new(Keys::open(data).map_err(|error| match error {
             KeysError::NotInitialised { data } => TakeOverError::NoKeys { data },
             error => error.into(),
         })?);
         let store = if Store::exists(data) { Store::open(data)? } else { Store::create(data)? };
-        Ok(Self { bucket: url.open()?, keys, store: Arc::new(store) })
+        Ok(Self { bucket, keys, store: Arc::new(store) })
     }
 
     pub fn keys(&self) -> &Arc<Keys> {
@@ -188,8 +188,8 @@ impl Successor {
 
 /// Makes an origin in `data`, which holds the keys of the tree and nothing else, from a published tree.
 /// Returns the restored generation and the place of the next one. Can be repeated after a failure.
-pub fn restore(data: &Path, url: &BucketUrl) -> Result<(GenerationNumber, Promotion), TakeOverError> {
-    let successor = Successor::open(data, url)?;
+pub fn restore(data: &Path, bucket: Arc<dyn Bucket>) -> Result<(GenerationNumber, Promotion), TakeOverError> {
+    let successor = Successor::open(data, bucket)?;
     if successor.store.latest()?.is_some() {
         return Err(TakeOverError::NotEmpty { data: data.to_owned() });
     }

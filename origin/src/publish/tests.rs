@@ -14,9 +14,10 @@ use super::probe::{ProbeError, probe};
 use crate::keys::Keys;
 use crate::store::Store;
 
-fn bucket(directory: &Path) -> BucketUrl {
+fn bucket(directory: &Path) -> Arc<dyn Bucket> {
     std::fs::create_dir_all(directory.join("bucket")).unwrap();
-    format!("file://{}/bucket", directory.display()).parse().unwrap()
+    let url: BucketUrl = format!("file://{}/bucket", directory.display()).parse().unwrap();
+    url.open().unwrap()
 }
 
 /// An object store that ignores conditions, as some do.
@@ -79,7 +80,7 @@ impl Bucket for Deceptive {
 #[test]
 fn a_directory_keeps_its_promises_and_a_store_without_conditions_is_found_out() {
     let directory = tempfile::tempdir().unwrap();
-    let good = bucket(directory.path()).open().unwrap();
+    let good = bucket(directory.path());
     probe(&*good).unwrap();
     assert!(good.list("probe/").unwrap().is_empty(), "no litter");
     let error = probe(&Unconditional(good)).unwrap_err();
@@ -102,14 +103,18 @@ impl World {
     }
 
     fn origin(&self) -> FencedCommits {
-        FencedCommits::open(&bucket(self.directory.path()), &self.store, self.keys.clone()).unwrap()
+        self.origin_at(bucket(self.directory.path()))
+    }
+
+    fn origin_at(&self, bucket: Arc<dyn Bucket>) -> FencedCommits {
+        FencedCommits::open(bucket, &self.store, self.keys.clone()).unwrap()
     }
 
     /// An origin with the same keys, and nonces of its own: a copy, or one that was promoted.
     fn other(&self) -> FencedCommits {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::create(directory.path()).unwrap();
-        FencedCommits::open(&bucket(self.directory.path()), &store, self.keys.clone()).unwrap()
+        FencedCommits::open(bucket(self.directory.path()), &store, self.keys.clone()).unwrap()
     }
 
     fn generation(&self, epoch: u32, number: u64, label: &str) -> SignedGeneration {
@@ -158,9 +163,9 @@ fn a_promoted_origin_deposes_the_one_before_and_skips_what_it_wrote_late() {
 #[test]
 fn an_answer_that_got_lost_and_a_crash_cost_at_most_a_number() {
     let world = World::new();
-    let mut origin = world.origin();
-    let inner = bucket(world.directory.path()).open().unwrap();
-    origin.replace_bucket(Arc::new(Deceptive { inner, lies: true.into() }));
+    let store = Arc::new(Deceptive { inner: bucket(world.directory.path()), lies: AtomicBool::new(false) });
+    let origin = world.origin_at(store.clone());
+    store.lies.store(true, Ordering::Relaxed);
     let first = origin.commit(world.generation(1, 1, "lost answer"), None, None).unwrap();
     assert_eq!(first.number().get(), 1, "it was there when it was read back");
     // A crash before the local seal: the number is used up.

@@ -194,8 +194,8 @@ impl Origin {
         let Some(publish) = self.options.publish.clone().filter(|publish| publish.fenced) else {
             return Ok(None);
         };
-        let (store, keys) = (self.store.clone(), self.keys.clone());
-        let opened = tokio::task::spawn_blocking(move || FencedCommits::open(&publish.url, &store, keys));
+        let (bucket, store, keys) = (publish.url.open()?, self.store.clone(), self.keys.clone());
+        let opened = tokio::task::spawn_blocking(move || FencedCommits::open(bucket, &store, keys));
         Ok(Some(opened.await.map_err(|_| StartError::Interrupted)??))
     }
 

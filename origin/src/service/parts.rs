@@ -43,8 +43,9 @@ impl Origin {
         let Some(options) = self.options.publish.clone() else { return Ok(None) };
         let (store, keys) = (self.store.clone(), self.keys.clone());
         let (planner, data) = (core.planner.clone(), self.options.data.clone());
-        let publisher = Publisher { store, keys, planner, data, options };
-        let (requests, task) = publisher.start(core.fleet.rollout(), self.shutdown.clone())?;
+        let bucket = options.url.open()?;
+        let publisher = Publisher { bucket, store, keys, planner, data, options };
+        let (requests, task) = publisher.start(core.fleet.rollout(), self.shutdown.clone());
         self.tasks.spawn(task);
         Ok(Some(requests))
     }

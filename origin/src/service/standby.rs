@@ -51,7 +51,7 @@ pub async fn stand_by(
     let Some(publish) = options.publish.clone() else { return Ok(StoodBy::Promoted) };
     let data = options.data.clone();
     let opened = tokio::task::spawn_blocking(move || {
-        let successor = Successor::open(&data, &publish.url)?;
+        let successor = Successor::open(&data, publish.url.open()?)?;
         let is_promoted = successor.is_promoted()?;
         Ok::<_, TakeOverError>((successor, is_promoted, publish.url.to_string()))
     });

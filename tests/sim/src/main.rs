@@ -17,6 +17,7 @@ mod plant;
 mod rollouts;
 mod run;
 mod site;
+mod store;
 mod sweep;
 mod transfer;
 mod uploads;
@@ -65,6 +66,9 @@ struct Options {
     /// Simulate collected directories instead: uploads on several nodes.
     #[arg(long, conflicts_with_all = ["plant", "rollouts"])]
     uploads: bool,
+    /// Simulate origins, a second origin and followers with an object store between them.
+    #[arg(long, conflicts_with_all = ["plant", "rollouts", "uploads"])]
+    store: bool,
     /// Kill the origin at each durable step of rollouts.
     #[arg(long)]
     sweep: bool,
@@ -137,13 +141,14 @@ impl Outcome {
     fn work(&self, options: &Options) {
         let how = run::Options {
             plant: options.plant,
-            log: options.seed.is_some() || options.rollouts || options.uploads,
+            log: options.seed.is_some() || options.rollouts || options.uploads || options.store,
             nodes: None,
             rolls: options.rollouts,
         };
-        let simulate = |seed| match options.uploads {
-            true => uploads::run(seed, &options.directory, how.log),
-            false => run::run(seed, &options.directory, how),
+        let simulate = |seed| match options {
+            Options { uploads: true, .. } => uploads::run(seed, &options.directory, how.log),
+            Options { store: true, .. } => store::run(seed, &options.directory),
+            _ => run::run(seed, &options.directory, how),
         };
         while !self.enough.load(Ordering::Relaxed) {
             let seed = options.first + self.next.fetch_add(1, Ordering::Relaxed);
@@ -193,7 +198,7 @@ impl Outcome {
     }
 
     fn fail(&self, seed: u64, what: String) {
-        println!("seed {seed}: {what}\n  again: SYNCD_SEED={seed} syncd-sim");
+        println!("seed {seed}: {what}\n  again: SYNCD_SEED={seed} syncd-sim, with the same options");
         if let Ok(mut failures) = self.failures.lock() {
             failures.push((seed, what));
         }

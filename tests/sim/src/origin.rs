@@ -13,13 +13,15 @@ use syncd_origin::fleet::rollout::Policies;
 use syncd_origin::fleet::{Fleet, NamedRecord, RecordChange, RecordError, RecordStore};
 use syncd_origin::keys::Keys;
 use syncd_origin::plan::{PlanBudget, Planner};
+use syncd_origin::publish::{Deposed, FencedCommits, PublishOptions, Publisher};
 use syncd_origin::scan::ScanOptions;
 use syncd_origin::serve::Services;
 use syncd_origin::source::WorkTree;
 use syncd_origin::store::Store;
 use syncd_origin::watch::Watch;
-use syncd_shared::{GenerationNumber, RootHash, SignedGeneration};
+use syncd_runtime::bucket::Bucket;
 use syncd_shared::diff::PartLimits;
+use syncd_shared::{GenerationNumber, RootHash, SignedGeneration};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -51,6 +53,13 @@ pub struct Origin {
     life: Arc<Life>,
     shutdown: CancellationToken,
     tasks: TaskTracker,
+}
+
+/// An object store that an origin publishes to.
+pub struct Publishing {
+    pub bucket: Arc<dyn Bucket>,
+    /// Commits need the store.
+    pub fenced: bool,
 }
 
 /// How long the process lives.
@@ -100,6 +109,18 @@ impl RecordStore for Mortal {
 impl Origin {
     /// Does what `serve` does at its start, including the first scan.
     pub fn start(tree: &Path, data: &Path, part: PartLimits) -> anyhow::Result<Self> {
+        let mut origin = Self::open(tree, data, part, None)?;
+        origin.sealer.scan().context("the first scan")?;
+        Ok(origin)
+    }
+
+    /// Does what `serve` does before its first scan.
+    pub fn open(
+        tree: &Path,
+        data: &Path,
+        part: PartLimits,
+        publishing: Option<Publishing>,
+    ) -> anyhow::Result<Self> {
         let policies = Policies::parse(&POLICIES.parse::<toml::Table>().context("read the policies")?, None)?;
         let keys = Arc::new(Keys::open(data).context("open the keys")?);
         let store = Arc::new(Store::open(data).context("open the store")?);
@@ -124,7 +145,10 @@ impl Origin {
             fleet.publish(current.clone(), sealer.current_plan().clone());
         }
         sealer.source().take_changes();
-        sealer.scan().context("the first scan")?;
+        if let Some(publishing) = publishing {
+            let parts = (store.clone(), keys.clone(), planner.clone());
+            sealer = publish(sealer, publishing, parts, data, (&fleet, &shutdown, &tasks))?;
+        }
         let audit = Audit::open(data).context("open the audit")?;
         let (limit, collected, locations) = (None, None, None);
         let services = Services { keys, fleet, planner, audit, limit, collected, locations };
@@ -179,4 +203,24 @@ pub fn copy_directory(from: &Path, to: &Path) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Fences commits where wanted, and starts to publish.
+fn publish(
+    sealer: Sealer,
+    publishing: Publishing,
+    (store, keys, planner): (Arc<Store>, Arc<Keys>, Planner),
+    data: &Path,
+    (fleet, shutdown, tasks): (&Fleet, &CancellationToken, &TaskTracker),
+) -> anyhow::Result<Sealer> {
+    let Publishing { bucket, fenced } = publishing;
+    let fence = fenced.then(|| FencedCommits::open(bucket.clone(), &store, keys.clone())).transpose()?;
+    let fence = fence.map(|fence| fence.within(Duration::ZERO));
+    let deposed = Deposed::default();
+    let url = "file:///in-memory".parse()?;
+    let options = PublishOptions { url, read: None, fenced, deposed: deposed.clone(), bwlimit: None };
+    let publisher = Publisher { bucket, store, keys, planner, data: data.to_owned(), options };
+    let (_, task) = publisher.start(fleet.rollout(), shutdown.clone());
+    tasks.spawn(task);
+    Ok(sealer.with_fence(fence, deposed))
 }
