@@ -2,6 +2,7 @@
 
 pub mod health;
 pub mod metrics;
+pub mod standby;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

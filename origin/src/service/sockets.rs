@@ -25,14 +25,7 @@ pub(super) struct Sockets {
 impl Sockets {
     pub(super) async fn bind(options: &ServeOptions) -> Result<Self, StartError> {
         let grpc = bind(options.listen, "another program has this port; give another --listen").await?;
-        let http = match bind(options.http, "another program has this port; give another --http").await {
-            Ok(listener) => Some(listener),
-            Err(error) if options.http_required => return Err(error),
-            Err(error) => {
-                tracing::warn!("health is not answered: {}", crate::error_chain(&error));
-                None
-            }
-        };
+        let (http, http_address) = bind_http(options).await?.unzip();
         let page = match options.page_listen {
             Some(address) => {
                 let hint = "another program has this port; give another --page-listen";
@@ -44,12 +37,29 @@ impl Sockets {
         };
         Ok(Self {
             grpc_address: address_of(&grpc, options.listen)?,
-            http_address: http.as_ref().map(|http| address_of(http, options.http)).transpose()?,
+            http_address,
             admin: bind_admin(options)?,
             grpc,
             http,
             page,
         })
+    }
+}
+
+/// The port for health and metrics, with the address that it got. `None`: the default port is occupied.
+pub(super) async fn bind_http(
+    options: &ServeOptions,
+) -> Result<Option<(TcpListener, SocketAddr)>, StartError> {
+    match bind(options.http, "another program has this port; give another --http").await {
+        Ok(listener) => {
+            let address = address_of(&listener, options.http)?;
+            Ok(Some((listener, address)))
+        }
+        Err(error) if options.http_required => Err(error),
+        Err(error) => {
+            tracing::warn!("health is not answered: {}", crate::error_chain(&error));
+            Ok(None)
+        }
     }
 }
 

@@ -1,21 +1,26 @@
 //! An origin on standby: follows what another one publishes, until it is promoted.
 //!
-//! It listens for operators only. Agents that try its address are refused, and go on trying. Its audit and
+//! It listens for operators, and answers health and metrics. Agents that try its address are refused, and go
+//! on trying. Its audit and
 //! its events are those that the origin goes on with after the promotion.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use syncd_runtime::local_socket::LocalConnection;
+use syncd_runtime::health;
+use syncd_runtime::local_socket::{LocalConnection, LocalListener};
 use syncd_shared::GenerationNumber;
 use syncd_shared::limits::REASON_MAX_BYTES;
 use syncd_shared::text::{error_chain, one_line};
+use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::sockets::bind_admin;
+use super::sockets::{bind_admin, bind_http};
 use super::{ServeOptions, StartError};
 use crate::admin::offline::DataDirectory;
 use crate::admin::protocol::{Reply, Request};
@@ -23,6 +28,7 @@ use crate::admin::status::PublishStatus;
 use crate::audit::Audit;
 use crate::commit::{CollectionGate, State};
 use crate::events::{Event, StandbyEvents};
+use crate::http::standby::{Followed, pages};
 use crate::line_log::LineLogError;
 use crate::publish::{Successor, TakeOverError};
 
@@ -61,6 +67,9 @@ pub async fn stand_by(
     }
     let (audit, events) = open_logs(&options.data)?;
     let admin = bind_admin(options)?;
+    let latest = successor.store().latest()?.map(|latest| latest.generation.number.get());
+    let followed = watch::Sender::new(Followed { generation: latest, error: None });
+    let http = Http::start(options, &followed).await?;
     tracing::info!(url, "standing by: `syncd-origin promote` makes this the origin");
     ready();
     let mut standby = Standby {
@@ -68,26 +77,43 @@ pub async fn stand_by(
         url,
         audit,
         events,
-        error: None,
+        followed,
+        http_address: http.as_ref().map(|http| http.address),
         look: None,
         next: Instant::now(),
         answers: TaskTracker::new(),
     };
-    let mut promoting = Vec::new();
-    tokio::pin!(stop);
-    loop {
-        let may_promote = standby.look.is_none() && !promoting.is_empty();
-        if may_promote && standby.promote(std::mem::take(&mut promoting)).await {
-            return Ok(StoodBy::Promoted);
-        }
-        tokio::select! {
-            () = &mut stop => return Ok(StoodBy::Stopped),
-            client = admin.accept() => if let Ok(client) = client {
-                promoting.extend(standby.answer(client).await);
-            },
-            looked = ended(&mut standby.look) => standby.looked(looked),
-            () = sleep_until(standby.next), if standby.look.is_none() => standby.start(),
-        }
+    let end = standby.run(admin, stop).await;
+    if let Some(http) = http {
+        http.end().await;
+    }
+    Ok(end)
+}
+
+/// The port for health and metrics.
+struct Http {
+    address: SocketAddr,
+    stop: CancellationToken,
+    served: JoinHandle<()>,
+}
+
+impl Http {
+    /// `None`: the default port is occupied.
+    async fn start(
+        options: &ServeOptions,
+        followed: &watch::Sender<Followed>,
+    ) -> Result<Option<Self>, StartError> {
+        let Some((listener, address)) = bind_http(options).await? else { return Ok(None) };
+        let stop = CancellationToken::new();
+        let pages = pages(&followed.subscribe());
+        let served = tokio::spawn(health::serve(listener, pages, stop.clone()));
+        Ok(Some(Self { address, stop, served }))
+    }
+
+    /// Closes the port, which the promoted origin binds again.
+    async fn end(self) {
+        self.stop.cancel();
+        let _ = self.served.await;
     }
 }
 
@@ -113,8 +139,8 @@ struct Standby {
     url: String,
     audit: Audit,
     events: StandbyEvents,
-    /// Why the last look failed.
-    error: Option<String>,
+    followed: watch::Sender<Followed>,
+    http_address: Option<SocketAddr>,
     look: Option<Look>,
     /// When to look next.
     next: Instant,
@@ -123,6 +149,26 @@ struct Standby {
 }
 
 impl Standby {
+    /// Looks and answers, until `stop` or a promotion.
+    async fn run(&mut self, admin: LocalListener, stop: impl Future<Output = ()>) -> StoodBy {
+        let mut promoting = Vec::new();
+        tokio::pin!(stop);
+        loop {
+            let may_promote = self.look.is_none() && !promoting.is_empty();
+            if may_promote && self.promote(std::mem::take(&mut promoting)).await {
+                return StoodBy::Promoted;
+            }
+            tokio::select! {
+                () = &mut stop => return StoodBy::Stopped,
+                client = admin.accept() => if let Ok(client) = client {
+                    promoting.extend(self.answer(client).await);
+                },
+                looked = ended(&mut self.look) => self.looked(looked),
+                () = sleep_until(self.next), if self.look.is_none() => self.start(),
+            }
+        }
+    }
+
     fn start(&mut self) {
         let (successor, events) = (self.successor.clone(), self.events.clone());
         self.look = Some(tokio::task::spawn_blocking(move || {
@@ -140,16 +186,19 @@ impl Standby {
             Ok(Ok(number)) => {
                 if let Some(generation) = number {
                     tracing::info!(%generation, "taken from the published tree");
+                    self.followed.send_modify(|followed| followed.generation = Some(generation.get()));
                 }
                 None
             }
             Ok(Err(error)) => Some(one_line(&error_chain(&error), REASON_MAX_BYTES)),
             Err(error) => Some(error.to_string()),
         };
-        if let Some(error) = error.as_ref().filter(|error| self.error.as_ref() != Some(error)) {
+        if let Some(error) =
+            error.as_ref().filter(|error| self.followed.borrow().error.as_ref() != Some(error))
+        {
             tracing::warn!(error, "the published tree is not followed; it is retried");
         }
-        self.error = error;
+        self.followed.send_modify(|followed| followed.error = error);
     }
 
     /// Answers one request. Returns the client if it asks for promotion.
@@ -209,7 +258,9 @@ impl Standby {
         for line in &mut lines {
             if let Reply::Status(status) = line {
                 status.state = State::Standby;
-                let (url, released, error) = (self.url.clone(), status.generation, self.error.clone());
+                status.http_address = self.http_address.map(|address| address.to_string());
+                let (url, released) = (self.url.clone(), status.generation);
+                let error = self.followed.borrow().error.clone();
                 status.publish = Some(PublishStatus { url, released, error });
             }
         }
