@@ -14,6 +14,7 @@ mod agent;
 mod apache;
 mod binaries;
 mod calls;
+pub mod cdn;
 pub mod corpora;
 mod debian;
 pub mod device;

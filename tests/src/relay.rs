@@ -1,6 +1,7 @@
 //! An HTTP relay that spoils what passes, for clients of object stores and caches: one request for each
 //! connection. It changes what it is told to, and nothing else.
 
+use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,6 +26,8 @@ pub enum Spoil {
     Status(u16),
     /// The answer ends after half of its body.
     CutAnswer,
+    /// The answer is the first one that the same request ever had, as a cache without a limit gives it.
+    Stale,
     /// A byte in the middle of the answer's body is another one.
     Flip,
 }
@@ -34,7 +37,12 @@ struct Shared {
     rules: Mutex<Vec<(&'static str, Spoil)>>,
     spoiled: AtomicU64,
     passed: AtomicU64,
+    /// First answers to requests for small objects, by the first line of the request.
+    first: Mutex<HashMap<String, Vec<u8>>>,
 }
+
+/// Longest answer that is kept.
+const KEPT_BYTES: usize = 64 * 1024;
 
 /// A running relay. It ends with the process.
 pub struct Relay {
@@ -159,6 +167,14 @@ fn serve(mut near: TcpStream, to: &str, shared: &Shared) {
             let _ = near.write_all(answer.as_bytes());
             return;
         }
+        Some(Spoil::Stale) => {
+            let first = shared.first.lock().unwrap_or_else(PoisonError::into_inner).get(&line).cloned();
+            if let Some(answer) = first {
+                let _ = near.write_all(&answer);
+                return;
+            }
+            None
+        }
         Some(Spoil::Strip(name)) => Some(name),
         _ => None,
     };
@@ -179,6 +195,10 @@ fn serve(mut near: TcpStream, to: &str, shared: &Shared) {
         _ => {}
     }
     let answer = [rewritten(&head, None).as_bytes(), &body].concat();
+    if spoil.is_none() && answer.len() <= KEPT_BYTES && head.starts_with("HTTP/1.1 200") {
+        let mut first = shared.first.lock().unwrap_or_else(PoisonError::into_inner);
+        first.entry(line).or_insert_with(|| answer.clone());
+    }
     if near.write_all(&answer).is_ok() {
         shared.passed.fetch_add(body.len() as u64, Ordering::SeqCst);
     }

@@ -4,9 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use syncd_tests::edits::{small_site, write};
+use syncd_tests::mounts::Mount;
 use syncd_tests::oracle::assert_same;
 use syncd_tests::process::tool;
-use syncd_tests::{Agent, Origin, Scene, free_port, http, wait};
+use syncd_tests::{Agent, Origin, Scene, Seeded, free_port, http, wait};
 
 struct Published {
     scene: Scene,
@@ -220,6 +221,32 @@ fn a_store_that_is_down_holds_up_no_commit_and_is_shown() {
 }
 
 /// Commits one page after the other, so that early packs and generations go out of use.
+/// A store that is full holds up no commit, and goes on where it was once there is room.
+#[test]
+fn a_store_without_room_is_named_and_goes_on_with_room() {
+    let mut published = Published::new("published-full");
+    let mount = Mount::tmpfs(&published.bucket, 4);
+    let first = published.commit();
+    let agent = published.started("web1");
+    agent.wait_live(first);
+    let mut random = Seeded::new(7);
+    write(&published.origin.tree, "big.bin", random.bytes(8 << 20));
+    let second = published.origin.commit();
+    wait::until_ok("the failure to be shown", || {
+        let publish = published.publish();
+        let error = publish["error"].as_str().unwrap_or_default();
+        if error.contains("No space left") { Ok(()) } else { Err(publish.to_string()) }
+    });
+    assert_eq!(agent.live_generation(), Some(first));
+    mount.resize(64);
+    published.wait_released(second);
+    agent.wait_live(second);
+    assert_same(&published.origin.tree, &agent.live());
+    let litter: Vec<_> = published.objects("tmp");
+    assert!(litter.is_empty(), "{litter:?}");
+    published.origin.stop();
+}
+
 fn commit_pages(published: &Published, count: usize) -> u64 {
     let mut newest = 0;
     for n in 0..count {
@@ -440,6 +467,14 @@ fn an_origin_on_standby_is_promoted_and_agents_follow_it() {
     wait::until("the standby to follow", || (standby.status().generation == Some(last)).then_some(()));
     let refused = standby.cli("commit", &[]);
     assert!(refused.code == Some(1) && refused.stderr.contains("standby"), "{refused:#?}");
+    let http_address = standby.status().http_address.expect("an address");
+    let health = http::get(&http_address, "/healthz").expect("an answer");
+    assert_eq!(
+        (health.status, String::from_utf8_lossy(&health.body).trim()),
+        (200, &*format!("standby; generation {last}"))
+    );
+    let metrics = http::get(&http_address, "/metrics").expect("an answer").body;
+    assert!(String::from_utf8_lossy(&metrics).contains("syncd_origin_state{state=\"standby\"} 1\n"));
     let history = standby.cli("history", &["--json"]).expect_success().stdout;
     assert!(history.contains(&format!("\"generation\":{last},")), "{history}");
 

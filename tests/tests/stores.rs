@@ -3,16 +3,16 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
+use syncd_tests::cdn::{Nginx, Varnish};
 use syncd_tests::edits::{small_site, write};
 use syncd_tests::link::{Line, Link};
 use syncd_tests::oracle::assert_same;
-use syncd_tests::process::tool;
+use syncd_tests::process::{run, tool};
 use syncd_tests::relay::{Relay, Spoil};
 use syncd_tests::seaweed::{Anonymous, KEYS, Seaweed};
-use syncd_tests::{Agent, Daemon, Origin, Scene, Seeded, free_port, http, require_program, wait};
+use syncd_tests::{Agent, Daemon, Origin, Scene, Seeded, WrongClock, free_port, http, wait};
 
 const URL: &str = "s3://bucket/site";
 const TAKEN_OVER: u64 = 1 << 20;
@@ -192,6 +192,13 @@ fn fenced_commits_survive_lost_answers_and_a_promotion() {
         Agent::joined(&stores.scene, &stores.origin, "web1").with_options(&["--origin", &addresses]);
     agent.start();
     agent.wait_live(second);
+    // It is promoted in the middle of a commit of the first one.
+    stores.relay.spoil("PUT /bucket/site/gen/", Spoil::Status(503));
+    let before = stores.relay.spoiled();
+    write(&tree, "index.html", "in the middle of a commit");
+    let mut command = stores.origin.command("commit", &[]);
+    let committing = std::thread::spawn(move || run(&mut command));
+    wait::until("the commit to ask the store", || (stores.relay.spoiled() > before).then_some(()));
     standby.cli("promote", &[]).expect_success();
     write(&tree, "index.html", "from the promoted origin");
     let number = wait::until("the promoted origin to commit", || {
@@ -199,6 +206,9 @@ fn fenced_commits_survive_lost_answers_and_a_promotion() {
         (commit.code == Some(0)).then(|| commit.only_line().parse::<u64>().expect("a number"))
     });
     assert!(number > TAKEN_OVER);
+    stores.relay.heal();
+    let refused = committing.join().expect("the commit ends");
+    assert_eq!(refused.code, Some(1), "{refused:#?}");
     // The first origin runs on, and commits nothing: of two numbers none is used twice.
     write(&tree, "index.html", "from the deposed origin");
     wait::until("the first origin to be deposed", || {
@@ -258,6 +268,21 @@ fn a_store_that_dies_forgets_or_refuses_holds_up_no_commit_and_is_named() {
     stores.wait_released(third);
     agent.wait_live(third);
 
+    // The origin's clock is wrong by a day, so that the store refuses its signatures.
+    let clock = WrongClock::new(&stores.scene);
+    stores.origin.stop();
+    stores.origin.under(&clock.prefix(1));
+    stores.origin.start();
+    write(&stores.origin.tree, "index.html", "at another time");
+    let late = stores.origin.commit();
+    stores.wait_error("refuses access");
+    stores.wait_error("this machine's clock");
+    stores.origin.stop();
+    stores.origin.under(&[]);
+    stores.origin.start();
+    stores.wait_released(late);
+    agent.wait_live(late);
+
     // Everything in the bucket is deleted. Nodes serve on, and the next start puts the tree again.
     for kind in ["pack", "gen", "update"] {
         for name in stores.store.names(&format!("site/{kind}/")) {
@@ -284,15 +309,20 @@ fn what_a_reader_gets_is_checked_whoever_spoils_it() {
     let mut agent = stores.follower("web1", &stores.http_url(relay.address()), "127.0.0.1:9");
     agent.start();
     agent.wait_live(first);
-    for (n, how) in [Spoil::CutAnswer, Spoil::Flip, Spoil::Status(503), Spoil::Status(403), Spoil::Close]
-        .into_iter()
-        .enumerate()
-    {
+    let content = ["/pack/", "/update/"];
+    let spoils = [
+        (&content[..], Spoil::CutAnswer),
+        (&content, Spoil::Flip),
+        (&content, Spoil::Status(503)),
+        (&content, Spoil::Status(403)),
+        (&content, Spoil::Close),
+        (&["/head"], Spoil::CutAnswer),
+        (&["/gen/"], Spoil::Flip),
+    ];
+    for (n, (kinds, how)) in spoils.into_iter().enumerate() {
         let served = agent.live_generation();
         let page = fs::read(agent.live().join("index.html")).expect("a page");
-        for kind in ["/pack/", "/update/"] {
-            relay.spoil(kind, how);
-        }
+        kinds.iter().for_each(|kind| relay.spoil(kind, how));
         let before = relay.spoiled();
         write(&stores.origin.tree, "index.html", format!("page {n}"));
         let number = stores.commit();
@@ -304,6 +334,17 @@ fn what_a_reader_gets_is_checked_whoever_spoils_it() {
         agent.wait_live(number);
         assert_same(&stores.origin.tree, &agent.live());
     }
+    // A cache shows the head of the first generation for ever.
+    relay.spoil("/head", Spoil::Stale);
+    write(&stores.origin.tree, "index.html", "while the cache is stale");
+    let (served, newest) = (agent.live_generation(), stores.commit());
+    wait::until("an earlier generation to be refused", || {
+        agent.try_status()?.error.filter(|error| error.contains("is older than the accepted"))
+    });
+    assert_eq!(agent.live_generation(), served);
+    relay.heal();
+    agent.wait_live(newest);
+    assert_same(&stores.origin.tree, &agent.live());
 }
 
 #[test]
@@ -347,66 +388,6 @@ fn a_missing_variable_is_named_at_the_start() {
     refused(&[("AWS_REGION", "eu-central-1")], "AWS_ACCESS_KEY_ID");
     let key = ("AWS_ACCESS_KEY_ID", "key");
     refused(&[("AWS_REGION", "eu-central-1"), key], "AWS_SECRET_ACCESS_KEY is missing");
-}
-
-/// nginx with a configuration of the test's own.
-struct Nginx {
-    address: String,
-    daemon: Daemon,
-}
-
-impl Nginx {
-    #[track_caller]
-    fn start(scene: &Scene, name: &str, server: &str, http_block: &str) -> Self {
-        let nginx = require_program("nginx", "nginx");
-        let directory = scene.new_directory(name);
-        let address = format!("127.0.0.1:{}", free_port());
-        let paths = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
-            .map(|kind| format!("{kind}_temp_path {}/{kind};", directory.display()));
-        let text = format!(
-            "daemon off; master_process on; worker_processes 1; user root; pid {0}/pid; error_log stderr warn;
-             events {{ }}
-             http {{ access_log {0}/access; {1} {http_block}
-                 server {{ {server} }} }}",
-            directory.display(),
-            paths.join(" "),
-        );
-        let text = text.replace("ADDRESS", &address).replace("DIRECTORY", &directory.display().to_string());
-        fs::write(directory.join("nginx.conf"), text).expect("write the configuration");
-        let mut command = Command::new(nginx);
-        command.arg("-c").arg(directory.join("nginx.conf")).arg("-p").arg(&directory);
-        let mut daemon = Daemon::start(&mut command, scene.directory(), name);
-        wait::until("nginx to listen", || {
-            assert!(daemon.ended().is_none(), "nginx ended at once:\n{}", daemon.log());
-            std::net::TcpStream::connect(&address).ok()
-        });
-        Self { address, daemon }
-    }
-
-    /// A cache as docs/guide/scale.md says, in front of a store.
-    #[track_caller]
-    fn cache(scene: &Scene, of: &str) -> Self {
-        let http_block = "proxy_cache_path DIRECTORY/cache keys_zone=all:8m max_size=1g;";
-        let server = format!(
-            "listen ADDRESS; slice 1m; proxy_cache all; proxy_cache_lock on; proxy_cache_valid 206 1y;
-             proxy_cache_key $uri$slice_range; proxy_set_header Range $slice_range; proxy_http_version 1.1;
-             location / {{ proxy_pass http://{of}; }}
-             location ~ /(head|gen/[0-9]+)$ {{ slice 0; proxy_set_header Range \"\"; proxy_cache off;
-                 proxy_pass http://{of}; }}",
-        );
-        Self::start(scene, "nginx", &server, http_block)
-    }
-
-    fn port(&self) -> &str {
-        self.address.split_once(':').expect("a port").1
-    }
-}
-
-impl Drop for Nginx {
-    fn drop(&mut self) {
-        // SIGTERM reaches the workers, too.
-        self.daemon.stop();
-    }
 }
 
 #[test]
@@ -497,10 +478,11 @@ fn random(bytes: usize, seed: u64) -> Vec<u8> {
 #[test]
 fn joined_agents_get_their_bytes_from_a_cache_and_the_origin_sends_none() {
     const BYTES: usize = 10 << 20;
-    const AGENTS: usize = 6;
+    const AGENTS: usize = 8;
     let stores = Stores::new("stores-locations", Anonymous::Reads, &[]);
-    let nginx = Nginx::cache(&stores.scene, &stores.store.address());
-    let url = stores.http_url(&nginx.address);
+    let behind = Relay::new(&stores.store.address());
+    let varnish = Varnish::cache(&stores.scene, behind.address());
+    let url = stores.http_url(&varnish.address);
     let stores = stores.telling(&url);
     let first = stores.commit();
     let line = Line { round_trip: Duration::ZERO, bytes_per_second: 1e9 };
@@ -525,7 +507,9 @@ fn joined_agents_get_their_bytes_from_a_cache_and_the_origin_sends_none() {
         assert_same(&stores.origin.tree, &agent.live());
     }
     let (sent, all) = (sent(), (BYTES * AGENTS) as u64);
-    println!("the origin sent {sent} of {all} bytes");
+    let read = behind.passed();
+    println!("the origin sent {sent} of {all} bytes; {read} were read from the store, first syncs included");
+    assert!(read < 4 * (tree + BYTES as u64), "{read} bytes were read from the store");
     assert!(sent < all / 100, "the origin sent {sent} of {all} bytes");
     // A change that fits into the announcement costs no look at the store.
     write(&stores.origin.tree, "index.html", "small");
