@@ -32,3 +32,11 @@ fn a_hundred_agents_connect_follow_and_come_back() {
     let refused: Vec<&str> = storms.filter(|note| note.starts_with("connect storm")).collect();
     assert!(refused.is_empty(), "{refused:?}");
 }
+
+#[test]
+fn agents_behind_a_cache_take_an_update_of_which_the_origin_sends_nothing() {
+    let mut command = Command::new(binary("syncd-load"));
+    command.args(["--agents", "25", "--cached", "2"]).env("SYNCD_TESTS_BUILT", "1");
+    let outcome = run_within(&mut command, Duration::from_secs(600)).expect_success();
+    println!("{}", outcome.stdout);
+}

@@ -25,7 +25,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 
-use crate::fetch::{Fetched, fetch};
+use crate::fetch::{Fetched, fetch, fetch_located};
 
 /// Messages to the origin that may wait for the connection.
 const OUTBOX: usize = 32;
@@ -204,6 +204,13 @@ impl LoadAgent {
             None => {
                 self.progress(&generation, outbox);
                 let address = self.identity.origin_address();
+                let located = match (live, announce.locations.first()) {
+                    (Some(live), Some(url)) => fetch_located(url.clone(), live, generation.clone()).await,
+                    _ => None,
+                };
+                if let Some(fetched) = located {
+                    return self.activated(generation, fetched, outbox);
+                }
                 match fetch(address, self.tls.clone(), live, &generation).await {
                     Err(status) if status.code() == Code::NotFound && live.is_some() => {
                         fetch(address, self.tls.clone(), None, &generation).await?
@@ -212,7 +219,17 @@ impl LoadAgent {
                 }
             }
         };
-        let (number, bytes) = (generation.number().get(), fetched.bytes);
+        self.activated(generation, fetched, outbox)
+    }
+
+    /// Reports a generation live.
+    fn activated(
+        &mut self,
+        generation: SignedGeneration,
+        fetched: Fetched,
+        outbox: &mpsc::Sender<v1::AgentMessage>,
+    ) -> Result<(), Status> {
+        let (number, root, bytes) = (generation.number().get(), generation.root_hash(), fetched.bytes);
         let activated = v1::Activated {
             generation: number,
             root: Bytes::copy_from_slice(root.as_bytes()),

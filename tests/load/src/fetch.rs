@@ -1,11 +1,16 @@
 //! Fetches bulk bytes, checks their form, counts them and discards them.
 
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
 use bytes::Bytes;
 use prost::Message as _;
 use syncd_proto::v1;
 use syncd_proto::v1::fetch_request::Request;
 use syncd_proto::v1::replication_client::ReplicationClient;
+use syncd_runtime::bucket::BucketUrl;
 use syncd_runtime::channel::connect;
+use syncd_runtime::published::{ReadError, Reader};
 use syncd_runtime::tls::ClientTls;
 use syncd_shared::directory::Page;
 use syncd_shared::limits::{CONTROL_MESSAGE_MAX_BYTES, FETCH_MESSAGE_MAX_BYTES, OBJECTS_BATCH_MAX};
@@ -100,4 +105,52 @@ fn files_of(frame: &Frame, files: &mut Vec<ContentHash>) -> Result<(), Status> {
 
 fn broken() -> Status {
     Status::unavailable("the answer broke off")
+}
+
+/// Reads the update from `live` where the announcement says. `None`: the origin has to be asked.
+pub async fn fetch_located(url: String, live: RootHash, target: SignedGeneration) -> Option<Fetched> {
+    let reader = reader(&url)?;
+    let read = tokio::task::spawn_blocking(move || read_update(&reader, live, &target));
+    match read.await {
+        Ok(Ok(fetched)) => fetched,
+        Ok(Err(error)) => {
+            eprintln!("{url}: {error}: {:?}", std::error::Error::source(&error));
+            None
+        }
+        Err(_) => None,
+    }
+}
+
+fn read_update(
+    reader: &Reader,
+    live: RootHash,
+    target: &SignedGeneration,
+) -> Result<Option<Fetched>, ReadError> {
+    let release = reader.release_of(target)?;
+    let Some(update) = release.updates.iter().find(|update| update.from == live) else { return Ok(None) };
+    let index = reader.update(update)?;
+    let (mut places, mut fetched) = (index.frames(), Fetched::default());
+    while !places.is_empty() {
+        let frames = reader.update_frames(&update.name, places)?;
+        places = &places[frames.len()..];
+        for frame in frames {
+            fetched.bytes += frame.len() as u64;
+            let Ok(message) = v1::FetchFrame::decode(frame) else { return Ok(None) };
+            Frame::from_message(message)?;
+        }
+    }
+    Ok(Some(fetched))
+}
+
+/// One client for each place, whose connections all agents share.
+fn reader(url: &str) -> Option<Reader> {
+    static READERS: Mutex<Option<HashMap<String, Reader>>> = Mutex::new(None);
+    let mut readers = READERS.lock().unwrap_or_else(PoisonError::into_inner);
+    let readers = readers.get_or_insert_with(HashMap::new);
+    if let Some(reader) = readers.get(url) {
+        return Some(reader.clone());
+    }
+    let bucket = url.parse::<BucketUrl>().ok()?.open().ok()?;
+    readers.insert(url.to_owned(), Reader::new(bucket));
+    readers.get(url).cloned()
 }

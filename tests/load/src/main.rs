@@ -5,6 +5,7 @@
 
 mod agent;
 mod board;
+mod cached;
 mod enrol;
 mod fetch;
 mod phases;
@@ -36,6 +37,9 @@ pub struct Options {
     /// Seconds with nothing but heartbeats.
     #[arg(long, default_value_t = 30)]
     idle_s: u64,
+    /// Measure instead one update of this many MiB through one cache: a published tree, nginx and Varnish.
+    #[arg(long, value_name = "MIB")]
+    cached: Option<usize>,
     /// Write all figures to this file, as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -51,7 +55,10 @@ fn main() -> anyhow::Result<ExitCode> {
         eprintln!("a debug build: its figures mean little; use cargo run --release");
     }
     process_figures::raise_open_files(options.agents as u64 * OPEN_FILES_PER_AGENT + OPEN_FILES_BESIDES)?;
-    let report = phases::run(&options)?;
+    let report = match options.cached {
+        Some(mebibytes) => cached::run(&options, mebibytes)?,
+        None => phases::run(&options)?,
+    };
     println!("{report}");
     if let Some(path) = &options.json {
         let json = serde_json::to_string_pretty(&report).context("encode the figures")?;
