@@ -52,6 +52,8 @@ pub struct RunOptions {
     pub before_activate: Option<String>,
     /// Command that `sh -c` runs after an activation.
     pub on_activate: Option<String>,
+    /// Command that `sh -c` runs once a generation is live.
+    pub after_activate: Option<String>,
     /// The node's own check; `None`: none is set.
     pub check: Option<CheckOptions>,
     /// Time limit of each hook; `None`: that of its kind.
@@ -77,6 +79,7 @@ impl RunOptions {
             owner: None,
             before_activate: None,
             on_activate: None,
+            after_activate: None,
             check: None,
             hook_timeout: None,
             bwlimit: None,

@@ -7,26 +7,32 @@
 //! environment describes the activation ([`Occasion`]). Other `SYNCD_` variables of the agent are not passed
 //! on.
 //!
-//! *Before* runs while the old generation is live. If it fails, the old generation stays. *After* runs at
-//! least once for every activation: what is due is written durably to `ROOT/state/on-activate.pending` before
-//! the switch, and removed once the hook has succeeded. A crash in between leaves the file, and the next
-//! start runs the hook. Activations whose hook failed are merged: the next run gets the paths of all of them.
+//! | hook | runs | if it fails |
+//! | --- | --- | --- |
+//! | before | while the old generation is live | the old generation stays |
+//! | on | after the switch, until it succeeds | the node is switched, and not live |
+//! | after | once the node is live, until it succeeds | it is reported; nothing else follows |
 //!
-//! A node is *live* once *after* has succeeded. Until then a web server may still serve the generation for
+//! *On* and *after* run at least once for every activation ([`DurableHook`]): what is due is written durably
+//! to `ROOT/state/on-activate.pending` or `after-activate.pending` before the switch, and removed once the
+//! hook has succeeded. A crash in between leaves the file, and the next start runs the hook. Activations
+//! whose hook failed are merged: the next run gets the paths of all of them.
+//!
+//! A node is *live* once *on* has succeeded. Until then a web server may still serve the generation for
 //! which the hook last succeeded, or a later one. The trees of these generations are neither recycled nor
-//! deleted ([`AfterHook::protected`]), also after a restart, because the record has their lowest number.
+//! deleted ([`DurableHook::protected`]), also after a restart, because the record has their lowest number.
 //! [`HookState`] describes the hook to the rest of the agent.
 //!
 //! A web server that caches files by their full path has to forget, in the live slot, what that slot's path
 //! showed before. Those paths are in a separate file, `on-activate.slot-paths.N` for generation N, each
-//! followed by a NUL. The file is empty if the paths are unknown, which means all of them. The hook finds the
+//! followed by a NUL. The file is empty if the paths are unknown, which means all of them. *On* finds the
 //! file's name in `SYNCD_SLOT_PATHS`.
 //!
-//! `on-activate.pending` has one line of JSON (the [`Occasion`], and the generation for which the hook last
-//! succeeded), then the changed paths in path order, in the format of standard input. `on-activate.earlier`
-//! is the former content of that file while an activation is in progress. Standard input is a file, so the
-//! paths are never all in memory. An agent that runs without the hook removes both files ([`forget`]).
-//! `on-activate.succeeded` has the command with which the hook last succeeded ([`success`]).
+//! A `pending` file has one line of JSON (the [`Occasion`], and the generation for which the hook last
+//! succeeded), then the changed paths in path order, in the format of standard input. A file with the ending
+//! `earlier` is the former content of it while an activation is in progress. Standard input is a file, so the
+//! paths are never all in memory. An agent that runs without the hook removes its files ([`forget`]).
+//! `on-activate.succeeded` has the command with which *on* last succeeded ([`success`]).
 
 #![cfg_attr(
     not(test),
@@ -36,7 +42,7 @@
     )
 )]
 
-mod after;
+mod durable;
 mod error;
 mod paths;
 mod pending;
@@ -57,8 +63,8 @@ use syncd_shared::{SignedGeneration, TreePath};
 use crate::check;
 
 #[cfg(any(test, feature = "testing"))]
-pub use self::after::HookRun;
-pub use self::after::{AfterHook, HookState, RunOutcome};
+pub use self::durable::HookRun;
+pub use self::durable::{DurableHook, HookState, RunOutcome};
 pub use self::error::HookError;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use self::paths::write_lines;
@@ -71,13 +77,15 @@ pub(crate) use self::success::doubt;
 /// Calls a function with every changed path once, in path order.
 pub type Paths<'a> = dyn Fn(&mut dyn FnMut(&TreePath)) -> io::Result<()> + 'a;
 
-/// The two hooks, named by their options.
+/// The hooks, named by their options.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HookName {
     /// `--before-activate`.
     BeforeActivate,
     /// `--on-activate`.
     OnActivate,
+    /// `--after-activate`.
+    AfterActivate,
     /// `--check`, which runs as hooks do.
     Check,
 }
@@ -88,6 +96,7 @@ impl HookName {
         match self {
             Self::BeforeActivate => Duration::from_secs(30),
             Self::OnActivate => Duration::from_secs(5),
+            Self::AfterActivate => Duration::from_secs(60),
             Self::Check => check::TIMEOUT,
         }
     }
@@ -98,6 +107,7 @@ impl fmt::Display for HookName {
         f.write_str(match self {
             Self::BeforeActivate => "before-activate",
             Self::OnActivate => "on-activate",
+            Self::AfterActivate => "after-activate",
             Self::Check => "check",
         })
     }

@@ -55,6 +55,7 @@ pub fn status(root: &Path) -> Result<AgentStatus, OfflineError> {
         node: held.decisions.node,
         ordered: held.decisions.ordered,
         hook,
+        after: None,
         swap: replica.swap(),
         running: false,
         settings: None,

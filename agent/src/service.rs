@@ -26,7 +26,7 @@ pub use crate::config::RunOptions;
 use crate::dialer::Dialer;
 use crate::fetch::OriginSource;
 use crate::follow::{self, FollowError, Follower};
-use crate::hooks::{AfterHook, Hook, HookName, Occasion};
+use crate::hooks::{DurableHook, Hook, HookName, Occasion};
 use crate::http::BindError;
 use crate::identity::{AgentIdentity, IdentityError};
 use crate::metrics::{self, Observed};
@@ -176,8 +176,8 @@ pub async fn start_with<R: ReplicaWork>(
     };
     let (session, handle) = Session::new(parts)?;
 
-    if let Some(after) = hooks.after {
-        others.spawn(run_after_hook(after, handle.clone(), options.root.clone(), stop.clone()));
+    for hook in [hooks.on, hooks.after].into_iter().flatten() {
+        others.spawn(run_hook(hook, handle.clone(), options.root.clone(), stop.clone()));
     }
     let (report, collected) = watch::channel(None);
     others.spawn(admin::serve(socket, handle.clone(), keeper.clone(), collected.clone(), stop.clone()));
@@ -305,6 +305,7 @@ pub(crate) fn about(options: &RunOptions, identity: &AgentIdentity) -> AgentStat
         drift: None,
         collected: None,
         hook: None,
+        after: None,
         check: None,
         label: None,
         refused: Vec::new(),
@@ -319,31 +320,35 @@ pub(crate) fn about(options: &RunOptions, identity: &AgentIdentity) -> AgentStat
     }
 }
 
-/// Creates the hooks of an open replica, where generation `live` is live. If the on-activate hook is no
-/// longer set, drops what was due.
+/// Creates the hooks of an open replica, where generation `live` is live. If a hook is no longer set, drops
+/// what was due for it.
 fn hooks(options: &RunOptions, live: Option<u64>) -> Hooks {
     let state = options.root.join("state");
-    if options.on_activate.is_none()
-        && let Err(error) = hooks::forget(&state)
-    {
-        tracing::warn!(
-            error = error_chain(&error),
-            "can't remove the record of an on-activate hook that is no longer set"
-        );
-    }
     let hook = |name, command: &Option<String>| {
         let limit = options.hook_timeout.unwrap_or(HookName::limit(name));
         command.as_ref().map(|command| Hook::new(name, command.clone(), limit, &state))
     };
+    let durable = |name, command: &Option<String>| {
+        if command.is_none()
+            && let Err(error) = hooks::forget(&state, name)
+        {
+            let error = error_chain(&error);
+            tracing::warn!(error, "can't remove the record of an {name} hook that is no longer set");
+        }
+        Some(DurableHook::new(hook(name, command)?, live))
+    };
+    let on = durable(HookName::OnActivate, &options.on_activate).map(Arc::new);
+    let first = on.as_ref().map(|on| on.state());
+    let after = durable(HookName::AfterActivate, &options.after_activate);
     Hooks {
         before: hook(HookName::BeforeActivate, &options.before_activate),
-        after: hook(HookName::OnActivate, &options.on_activate)
-            .map(|hook| Arc::new(AfterHook::new(hook, live))),
+        after: after.map(|after| Arc::new(after.following(first))),
+        on,
     }
 }
 
-async fn run_after_hook(
-    hook: Arc<AfterHook>,
+async fn run_hook(
+    hook: Arc<DurableHook>,
     session: Handle,
     root: std::path::PathBuf,
     stop: CancellationToken,

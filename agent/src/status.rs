@@ -70,6 +70,9 @@ pub struct AgentStatus {
     /// The on-activate hook for the newest activation; `None`: none is set, or none was due since the agent
     /// started.
     pub hook: Option<HookStatus>,
+    /// The after-activate hook, likewise. It never decides whether a generation is live.
+    #[serde(default)]
+    pub after: Option<HookStatus>,
     /// Newest result of the node's own check; `None`: none is set, or none has run since the agent started.
     pub check: Option<CheckStatus>,
     /// Label of the live generation.
@@ -257,6 +260,10 @@ impl AgentStatus {
         if let Some(hook) = self.hook.as_ref().and_then(HookStatus::line) {
             write!(f, "\n  hook         {hook}")?;
         }
+        if let Some(after) = self.after.as_ref().filter(|after| after.has_failed()) {
+            let HookStatus { output, attempt, .. } = after;
+            write!(f, "\n  after        after-activate failed: {output} (attempt {attempt})")?;
+        }
         if let Some(check) = self.check.as_ref().and_then(CheckStatus::line) {
             write!(f, "\n  check        {check}")?;
         }
@@ -356,6 +363,7 @@ pub(crate) mod tests {
             drift: None,
             collected: None,
             hook: None,
+            after: None,
             check: None,
             label: Some("release".into()),
             refused: Vec::new(),
@@ -406,7 +414,7 @@ pub(crate) mod tests {
         let json = serde_json::to_string(&sample()).unwrap();
         let (root, key) = ("ab".repeat(32), "00".repeat(32));
         let expected = format!(
-            r#"{{"name":"web1","root_key":"{key}","trust":1,"root_directory":"/srv/replica","origin":"host:8873","connected":true,"revoked":false,"generation":42,"root":"{root}","live":"/srv/replica/live","swap":"link","state":"live","accepted":42,"generations":[41,42],"spares":2,"running":true,"progress":null,"version":"1.0","origin_version":"1.0","last_contact":"2026-11-23T04:12:02.000Z","head":null,"head_due":null,"error":null,"warning":null,"hook":null,"check":null,"label":"release","refused":[],"node":{{"drained":false,"pinned":null}},"ordered":{{"drained":false,"pinned":false}},"behind":false,"drift":null,"settings":null}}"#
+            r#"{{"name":"web1","root_key":"{key}","trust":1,"root_directory":"/srv/replica","origin":"host:8873","connected":true,"revoked":false,"generation":42,"root":"{root}","live":"/srv/replica/live","swap":"link","state":"live","accepted":42,"generations":[41,42],"spares":2,"running":true,"progress":null,"version":"1.0","origin_version":"1.0","last_contact":"2026-11-23T04:12:02.000Z","head":null,"head_due":null,"error":null,"warning":null,"hook":null,"after":null,"check":null,"label":"release","refused":[],"node":{{"drained":false,"pinned":null}},"ordered":{{"drained":false,"pinned":false}},"behind":false,"drift":null,"settings":null}}"#
         );
         assert_eq!(json, expected);
     }

@@ -75,6 +75,57 @@ fn a_mended_hook(is_unprivileged: bool) {
 }
 
 #[test]
+fn what_follows_a_live_generation_runs_until_it_succeeds_and_is_no_part_of_live() {
+    let scene = Scene::new("hook-after");
+    let tree = scene.path("tree");
+    write(&tree, "index.html", "one");
+    let origin = Origin::started(&scene, &tree);
+    let (broken, late, out) = (scene.path("broken"), scene.path("late"), scene.path("out"));
+    let on = format!("test ! -e {}", broken.display());
+    let after = format!(
+        "test ! -e {} || {{ echo no answer; exit 1; }}; {{ cat; echo generation $SYNCD_GENERATION; }} >> {}",
+        late.display(),
+        out.display()
+    );
+    let options = ["--on-activate", &on, "--after-activate", &after];
+    let mut web1 = Agent::joined(&scene, &origin, "web1").with_options(&options);
+    web1.start();
+    origin.wait_connected(&["web1"]);
+    origin.commit_live();
+    let wait_told = |expected: &str| {
+        wait::until_ok("the hook to be told", || {
+            let told = std::fs::read_to_string(&out).unwrap_or_default();
+            if told == expected { Ok(()) } else { Err(told) }
+        });
+    };
+    wait_told("index.html\ngeneration 1\n");
+    // Not before the node is live.
+    std::fs::write(&broken, "").expect("break on-activate");
+    std::fs::write(&late, "").expect("break after-activate");
+    write(&tree, "a.html", "two");
+    origin.cli("commit", &["--wait"]).expect_code(3);
+    wait::until_ok("after-activate to be due", || {
+        let status = web1.cli("status", &["--json"]).expect_success().json();
+        let after = &status["after"];
+        let is_due = status["state"] == "switched" && after["generation"] == 2 && after["outcome"] == "due";
+        if is_due { Ok(()) } else { Err(status.to_string()) }
+    });
+    std::fs::remove_file(&broken).expect("mend on-activate");
+    origin.cli("commit", &["--wait"]).expect_success();
+    wait::until_ok("after-activate to fail", || {
+        let status = web1.cli("status", &[]).stdout;
+        if status.contains("after-activate failed: exit status: 1: no answer") { Ok(()) } else { Err(status) }
+    });
+    // Its failure is nobody's concern, and an agent that was killed goes on with it.
+    write(&tree, "b.html", "three");
+    origin.cli("commit", &["--wait"]).expect_success();
+    web1.kill9();
+    std::fs::remove_file(&late).expect("mend after-activate");
+    web1.start();
+    wait_told("index.html\ngeneration 1\na.html\nb.html\ngeneration 3\n");
+}
+
+#[test]
 fn healing_has_the_hook_run_again_for_every_path() {
     healing(false);
     healing(true);

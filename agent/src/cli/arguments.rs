@@ -292,8 +292,12 @@ pub(super) struct Run {
     /// Command to run with `sh -c` before each activation. If it fails, the old generation stays live.
     #[arg(long, env = "SYNCD_BEFORE_ACTIVATE", value_name = "CMD")]
     pub(super) before_activate: Option<String>,
+    /// Command to run with `sh -c` once a generation is live. Gets the changed paths on standard input. Its
+    /// failure changes nothing.
+    #[arg(long, env = "SYNCD_AFTER_ACTIVATE", value_name = "CMD")]
+    pub(super) after_activate: Option<String>,
     /// Time limit of each hook. A hook that takes longer is killed and counts as failed [default: 30s for
-    /// --before-activate, 5s for --on-activate].
+    /// --before-activate, 5s for --on-activate, 60s for --after-activate].
     #[arg(long, env = "SYNCD_HOOK_TIMEOUT", value_name = "TIME", value_parser = parse_time)]
     pub(super) hook_timeout: Option<Duration>,
     /// Check of the live generation: a command for `sh -c`, or an http URL of this node. It must pass before
@@ -353,6 +357,7 @@ impl Run {
         let check = self.check()?;
         let runs_commands = self.on_activate.is_some()
             || self.before_activate.is_some()
+            || self.after_activate.is_some()
             || matches!(&check, Some(CheckOptions { ask: Ask::Command(_), .. }));
         if let (Some(file), true) = (&self.place.config, runs_commands) {
             check_trusted(file)?;
@@ -373,6 +378,7 @@ impl Run {
             owner: self.owner,
             before_activate: self.before_activate,
             on_activate: self.on_activate,
+            after_activate: self.after_activate,
             check,
             health_listen: self.health_listen,
             hook_timeout: self.hook_timeout,

@@ -51,8 +51,10 @@ pub enum HookError {
         output: String,
     },
     /// The record of what is due could not be written.
-    #[error("can't record in {path} that the on-activate hook is due")]
+    #[error("can't record in {path} that the {hook} hook is due")]
     Record {
+        /// Name of the hook.
+        hook: HookName,
         /// Path of the record.
         path: PathBuf,
         /// The cause.
@@ -60,10 +62,12 @@ pub enum HookError {
     },
     /// The record of what is due could not be read.
     #[error(
-        "can't read {path}, which says what the on-activate hook is due for: remove the file and run the hook's \
+        "can't read {path}, which says what the {hook} hook is due for: remove the file and run the hook's \
          command by hand; the next activation runs it again"
     )]
     Unreadable {
+        /// Name of the hook.
+        hook: HookName,
         /// Path of the record.
         path: PathBuf,
         /// The cause.

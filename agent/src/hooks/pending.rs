@@ -1,18 +1,22 @@
-//! The record of a due on-activate hook: `on-activate.pending`, and the lists of paths beside it.
+//! The record of a hook that is due: `on-activate.pending` or `after-activate.pending`, and the lists of
+//! paths beside the former.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use syncd_shared::HookStatus;
 use syncd_shared::text::error_chain;
 
-use super::Occasion;
 use super::success::{self, remove};
+use super::{HookName, Occasion};
 
-pub(super) const PENDING: &str = "on-activate.pending";
+/// Path of a hook's record in `state` (`ROOT/state`).
+pub(super) fn record(state: &Path, hook: HookName) -> PathBuf {
+    state.join(format!("{hook}.pending"))
+}
 
 /// Prefix of the files with paths that a slot's caches have to forget. The generation's number follows.
 pub(super) const SLOT_PATHS: &str = "on-activate.slot-paths.";
@@ -50,7 +54,7 @@ pub(crate) fn encode_pending(pending: &Pending) -> serde_json::Result<Vec<u8>> {
 /// Lowest generation that a web server may still serve, as recorded in `state` (`ROOT/state`); `None`: no
 /// hook is due. An unreadable record protects everything.
 pub(crate) fn protected(state: &Path) -> Option<u64> {
-    match load(&state.join(PENDING)) {
+    match load(&record(state, HookName::OnActivate)) {
         Ok(due) => due.map(|due| due.pending.succeeded.unwrap_or(0)),
         Err(error) => {
             tracing::warn!(error = error_chain(&error), "the record of the on-activate hook can't be read");
@@ -69,15 +73,18 @@ pub(crate) fn left_due(state: &Path, live: Option<u64>) -> Option<HookStatus> {
 }
 
 /// Drops what is due in `state` (`ROOT/state`), because the agent runs without the hook.
-pub(crate) fn forget(state: &Path) -> io::Result<()> {
-    let record = state.join(PENDING);
+pub(crate) fn forget(state: &Path, hook: HookName) -> io::Result<()> {
+    let record = record(state, hook);
     if record.try_exists()? {
-        tracing::info!("no --on-activate: the hook that was due is dropped");
+        tracing::info!("no --{hook}: the hook that was due is dropped");
     }
     remove(&record)?;
     remove(&record.with_extension("earlier"))?;
-    success::forget(state)?;
-    remove_slot_paths(state, None)
+    if hook == HookName::OnActivate {
+        success::forget(state)?;
+        remove_slot_paths(state, None)?;
+    }
+    Ok(())
 }
 
 /// Removes the lists of paths for which no hook is due: all except the list of generation `but`.

@@ -2,7 +2,6 @@ use std::fs;
 use std::sync::Arc;
 use std::thread;
 
-use super::pending::PENDING;
 use super::*;
 
 fn occasion(generation: u64) -> Occasion {
@@ -42,7 +41,7 @@ fn another_generation_with_the_live_tree_takes_over_what_is_due_and_what_succeed
         broken.display(),
         out.display()
     );
-    let hook = AfterHook::new(hook(&command, temp.path()), Some(4));
+    let hook = DurableHook::new(hook(&command, temp.path()), Some(4));
     let at = |generation| Occasion { tree: "/srv/slots/1".into(), ..occasion(generation) };
     fs::write(&broken, "").unwrap();
     hook.note(at(5), &changed(&*paths(&[b"a"]))).unwrap();
@@ -145,14 +144,14 @@ fn a_hook_that_hangs_is_killed_with_children_that_left_its_session() {
 fn what_failed_stays_due_with_the_paths_of_every_activation() {
     let scratch = tempfile::tempdir().unwrap();
     let out = scratch.path().join("out");
-    let failing = AfterHook::new(hook("exit 1", scratch.path()), None);
+    let failing = DurableHook::new(hook("exit 1", scratch.path()), None);
     failing.note(occasion(1), &changed(&*paths(&[b"a", b"b"]))).unwrap();
     assert!(!failing.run_due(None).unwrap(), "not before the switch");
     failing.settle(true);
     assert!(failing.run_due(Some(occasion(1))).is_err());
     // The agent starts again, and activates another generation.
     let command = format!("cat > {0}; echo $SYNCD_GENERATION >> {0}", out.display());
-    let working = AfterHook::new(hook(&command, scratch.path()), Some(1));
+    let working = DurableHook::new(hook(&command, scratch.path()), Some(1));
     working.note(occasion(2), &changed(&*paths(&[b"a/x", b"b", b"two\nlines"]))).unwrap();
     working.settle(false);
     working.note(occasion(3), &changed(&*paths(&[b"b", b"c"]))).unwrap();
@@ -182,7 +181,7 @@ fn a_hook_that_ran_while_an_activation_failed_is_not_run_again() {
     let scratch = tempfile::tempdir().unwrap();
     let slow =
         format!("touch {0}; while [ -e {0} ]; do sleep 0.01; done", scratch.path().join("runs").display());
-    let after = Arc::new(AfterHook::new(hook(&slow, scratch.path()), None));
+    let after = Arc::new(DurableHook::new(hook(&slow, scratch.path()), None));
     after.note(occasion(1), &changed(&*paths(&[b"a"]))).unwrap();
     after.settle(true);
     let running = thread::spawn({
@@ -214,13 +213,13 @@ fn names(directory: &Path) -> Vec<String> {
 #[test]
 fn what_a_web_server_may_still_serve_is_known_until_the_hook_succeeds_also_after_a_restart() {
     let scratch = tempfile::tempdir().unwrap();
-    let activate = |after: &AfterHook, number: u64| {
+    let activate = |after: &DurableHook, number: u64| {
         after.note(occasion(number), &changed(&*paths(&[b"a"]))).unwrap();
         let under_way = after.protected();
         after.settle(true);
         under_way
     };
-    let failing = AfterHook::new(hook("echo no >&2; exit 1", scratch.path()), Some(5));
+    let failing = DurableHook::new(hook("echo no >&2; exit 1", scratch.path()), Some(5));
     assert_eq!((failing.protected(), protected(scratch.path())), (None, None));
     assert_eq!(activate(&failing, 6), Some(5), "from before the switch");
     for attempt in 1..3 {
@@ -234,7 +233,7 @@ fn what_a_web_server_may_still_serve_is_known_until_the_hook_succeeds_also_after
     assert_eq!(activate(&failing, 7), Some(5));
     // The agent starts again with a repaired hook.
     assert_eq!(protected(scratch.path()), Some(5));
-    let mended = AfterHook::new(hook("exit 0", scratch.path()), Some(7));
+    let mended = DurableHook::new(hook("exit 0", scratch.path()), Some(7));
     assert!(mended.state().borrow().failing, "until it is known better");
     assert_eq!(mended.protected(), Some(5));
     assert!(mended.run_due(Some(occasion(7))).unwrap());
@@ -247,14 +246,14 @@ fn what_a_web_server_may_still_serve_is_known_until_the_hook_succeeds_also_after
 #[test]
 fn a_record_that_is_damaged_protects_everything_and_without_a_hook_it_is_dropped() {
     let scratch = tempfile::tempdir().unwrap();
-    fs::write(scratch.path().join(PENDING), "{").unwrap();
+    fs::write(scratch.path().join("on-activate.pending"), "{").unwrap();
     assert_eq!(protected(scratch.path()), Some(0));
-    let after = AfterHook::new(hook("exit 0", scratch.path()), Some(6));
+    let after = DurableHook::new(hook("exit 0", scratch.path()), Some(6));
     assert_eq!(after.protected(), Some(0));
     after.run_due(Some(occasion(6))).unwrap_err();
     assert_eq!(after.state().borrow().run.as_ref().unwrap().outcome, RunOutcome::Failed);
     let blocked = after.note(occasion(7), &changed(&*paths(&[b"a"]))).unwrap_err().to_string();
-    let record = scratch.path().join(PENDING);
+    let record = scratch.path().join("on-activate.pending");
     assert!(blocked.contains(&format!("{}", record.display())), "{blocked}");
     assert!(blocked.contains("remove the file and run the hook's command by hand"), "{blocked}");
     fs::remove_file(&record).unwrap();
@@ -262,7 +261,7 @@ fn a_record_that_is_damaged_protects_everything_and_without_a_hook_it_is_dropped
     after.settle(false);
     fs::write(&record, "{").unwrap();
     fs::write(scratch.path().join("on-activate.earlier"), "{").unwrap();
-    forget(scratch.path()).unwrap();
+    forget(scratch.path(), HookName::OnActivate).unwrap();
     assert_eq!((protected(scratch.path()), names(scratch.path()).len()), (None, 0));
 }
 
@@ -270,11 +269,13 @@ fn a_record_that_is_damaged_protects_everything_and_without_a_hook_it_is_dropped
 fn after_a_switch_that_never_came_the_hook_is_told_what_is_live() {
     let scratch = tempfile::tempdir().unwrap();
     let out = scratch.path().join("out");
-    let after =
-        AfterHook::new(hook(&format!("echo $SYNCD_GENERATION > {}", out.display()), scratch.path()), Some(6));
+    let after = DurableHook::new(
+        hook(&format!("echo $SYNCD_GENERATION > {}", out.display()), scratch.path()),
+        Some(6),
+    );
     after.note(occasion(7), &changed(&*paths(&[b"a"]))).unwrap();
     // After a crash the agent starts again.
-    let after = AfterHook::new(after.hook.clone(), Some(6));
+    let after = DurableHook::new(after.hook.clone(), Some(6));
     after.run_due(Some(occasion(6))).unwrap();
     assert_eq!(fs::read_to_string(out).unwrap(), "6\n");
 }
@@ -285,11 +286,11 @@ fn a_hook_that_is_due_is_told_where_a_change_of_swap_has_moved_the_tree() {
     let out = scratch.path().join("out");
     let command = format!("echo $SYNCD_TREE $(wc -c < $SYNCD_SLOT_PATHS) > {}; false", out.display());
     let told = |live: &str| {
-        let after = AfterHook::new(hook(&command, scratch.path()), Some(7));
+        let after = DurableHook::new(hook(&command, scratch.path()), Some(7));
         after.run_due(Some(Occasion { tree: live.into(), ..occasion(7) })).unwrap_err();
         fs::read_to_string(&out).unwrap()
     };
-    let after = AfterHook::new(hook(&command, scratch.path()), Some(6));
+    let after = DurableHook::new(hook(&command, scratch.path()), Some(6));
     after.note(occasion(7), &changed(&*paths(&[b"a"]))).unwrap();
     after.settle(true);
     assert_eq!(told("/srv/slots/1"), "/srv/slots/1 2\n");
@@ -299,11 +300,11 @@ fn a_hook_that_is_due_is_told_where_a_change_of_swap_has_moved_the_tree() {
 #[test]
 fn what_a_hook_left_due_is_protected_although_nothing_is_live() {
     let scratch = tempfile::tempdir().unwrap();
-    let after = AfterHook::new(hook("false", scratch.path()), Some(5));
+    let after = DurableHook::new(hook("false", scratch.path()), Some(5));
     after.note(occasion(6), &changed(&*paths(&[b"a"]))).unwrap();
     after.settle(true);
     // The live tree is lost, and the agent starts again.
-    let after = AfterHook::new(hook("true", scratch.path()), None);
+    let after = DurableHook::new(hook("true", scratch.path()), None);
     assert!(!after.run_due(None).unwrap());
     assert_eq!(after.protected(), Some(5));
     after.note(occasion(7), &changed(&*paths(&[b"a"]))).unwrap();
@@ -319,7 +320,7 @@ fn what_a_hook_left_due_is_protected_although_nothing_is_live() {
 fn a_hook_that_runs_for_what_is_live_protects_from_its_last_success() {
     let scratch = tempfile::tempdir().unwrap();
     let again = |command: &str| {
-        let after = AfterHook::new(hook(command, scratch.path()), Some(6));
+        let after = DurableHook::new(hook(command, scratch.path()), Some(6));
         let live = Occasion { previous: Some(6), ..occasion(6) };
         assert!(after.is_missing(&live));
         after.note(live, &changed(&*paths(&[b"a"]))).unwrap();
@@ -335,9 +336,54 @@ fn a_hook_that_runs_for_what_is_live_protects_from_its_last_success() {
 #[test]
 fn an_activation_that_fails_leaves_nothing_due() {
     let scratch = tempfile::tempdir().unwrap();
-    let after = AfterHook::new(hook("true", scratch.path()), Some(6));
+    let after = DurableHook::new(hook("true", scratch.path()), Some(6));
     after.note(occasion(7), &changed(&*paths(&[b"a"]))).unwrap();
     after.settle(false);
     assert!(!after.run_due(Some(occasion(6))).unwrap());
     assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn an_after_activate_hook_waits_for_on_activate_and_gets_the_paths_of_all_activations() {
+    let temp = tempfile::tempdir().unwrap();
+    let state = temp.path().join("state");
+    fs::create_dir(&state).unwrap();
+    let (broken, out) = (temp.path().join("broken"), temp.path().join("out"));
+    let on_command = format!("test ! -e {}", broken.display());
+    let after_command =
+        format!("cat >> {0}; echo $SYNCD_GENERATION ${{SYNCD_SLOT_PATHS-none}} >> {0}", out.display());
+    let start = |live| {
+        let on = DurableHook::new(hook(&on_command, &state), Some(live));
+        let after =
+            Hook::new(HookName::AfterActivate, after_command.clone(), Duration::from_secs(20), &state);
+        let after = DurableHook::new(after, Some(live)).following(Some(on.state()));
+        (on, after)
+    };
+    let (on, after) = start(4);
+    let note = |number, path: &[u8], activated| {
+        for hook in [&on, &after] {
+            hook.note(occasion(number), &changed(&*paths(&[path]))).unwrap();
+        }
+        [&on, &after].into_iter().for_each(|hook| hook.settle(activated));
+    };
+    fs::write(&broken, "").unwrap();
+    for (number, path) in [(5, b"a"), (6, b"b")] {
+        note(number, path, true);
+        on.run_due(Some(occasion(number))).unwrap_err();
+        assert!(!after.run_due(Some(occasion(number))).unwrap(), "{number} is not live");
+    }
+    note(7, b"c", false);
+    fs::remove_file(&broken).unwrap();
+    drop((on, after));
+    let (on, after) = start(6);
+    assert!(!after.run_due(Some(occasion(6))).unwrap());
+    assert!(on.run_due(Some(occasion(6))).unwrap());
+    assert!(after.run_due(Some(occasion(6))).unwrap());
+    assert_eq!(fs::read_to_string(&out).unwrap(), "a\nb\n6 none\n");
+    assert!(!after.run_due(Some(occasion(6))).unwrap(), "once");
+    assert!(names(&state).is_empty());
+    // Without the option, what is due is dropped, and nothing of the other hook.
+    after.note(occasion(7), &changed(&*paths(&[b"d"]))).unwrap();
+    forget(&state, HookName::AfterActivate).unwrap();
+    assert!(names(&state).is_empty() && state.join("on-activate.succeeded").exists());
 }

@@ -61,7 +61,7 @@ use syncd_runtime::channel::RefusedReason;
 use syncd_shared::identity::SignedTrust;
 use syncd_shared::limits::CONTROL_MESSAGE_MAX_BYTES;
 use syncd_shared::text::{error_chain, rfc3339};
-use syncd_shared::{Progress, SignedGeneration};
+use syncd_shared::{HookStatus, Progress, SignedGeneration};
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinHandle};
@@ -76,7 +76,7 @@ use self::worker::{
 use crate::check::{Check, Phase};
 use crate::dialer::Dialer;
 use crate::follow::Follower;
-use crate::hooks::{AfterHook, HookState};
+use crate::hooks::{DurableHook, HookState};
 use crate::status::{AgentStatus, Refused};
 
 /// Messages to the origin that wait for the connection: more than one conversation ever has at once.
@@ -173,8 +173,10 @@ pub struct Session {
     status: watch::Sender<AgentStatus>,
     live: watch::Sender<Option<SignedGeneration>>,
     /// The on-activate hook; `None`: none is set.
-    after: Option<Arc<AfterHook>>,
+    on: Option<Arc<DurableHook>>,
     hook: Option<watch::Receiver<HookState>>,
+    /// State of the after-activate hook; `None`: none is set.
+    after: Option<watch::Receiver<HookState>>,
     check: Option<Arc<Check>>,
     /// The running check, with the number of its run.
     checking: Option<(u64, JoinHandle<Result<(), String>>)>,
@@ -196,8 +198,9 @@ enum Input {
 impl Session {
     /// Starts the worker. The conversation begins with [`Session::run`].
     pub fn new<R: ReplicaWork>(parts: Parts<R>) -> Result<(Self, Handle), SessionError> {
-        let after = parts.hooks.after.clone();
-        let hook = after.as_ref().map(|after| after.state());
+        let on = parts.hooks.on.clone();
+        let hook = on.as_ref().map(|on| on.state());
+        let after = parts.hooks.after.as_ref().map(|after| after.state());
         let replica = ReplicaState { hook: parts.hooks.state(), ..parts.replica.state() };
         let trust = Trust { keys: parts.dialer.route().trust, boot_id: boot_id() };
         let worker =
@@ -217,8 +220,9 @@ impl Session {
             follow: parts.follow,
             status,
             live,
-            after,
+            on,
             hook,
+            after,
             check,
             checking: None,
             requests,
@@ -282,6 +286,8 @@ impl Session {
             Some(request) = self.order_requests.recv() => Input::Order(request),
             (run, result) = ended(&mut self.checking) => Input::Event(Event::Checked(run, result)),
             state = hook_changed(&mut self.hook) => Input::Event(Event::Hook(state)),
+            // Only shown.
+            _ = hook_changed(&mut self.after) => Input::Event(Event::Tick),
             () = self.dialer.outdated() => Input::Event(Event::Renewed(Box::new(self.dialer.route().trust))),
             () = until(deadline) => Input::Event(Event::Tick),
         }
@@ -305,8 +311,8 @@ impl Session {
                 }
             }
             Action::RetryHook => {
-                if let Some(after) = &self.after {
-                    after.retry();
+                if let Some(on) = &self.on {
+                    on.retry();
                 }
             }
             Action::Check(run, live, phase) => self.start_check(run, *live, phase),
@@ -370,6 +376,7 @@ impl Session {
                 head: self.follower.as_ref().and_then(Follower::head_ms).map(rfc3339),
                 head_due: self.follower.as_ref().and_then(Follower::head_due_ms).map(rfc3339),
                 hook: self.machine.hook_status(),
+                after: self.after.as_ref().and_then(|after| after_status(&after.borrow())),
                 check: self.machine.check_status().cloned(),
                 label: replica.live.as_ref().map(|g| g.generation().label.clone()),
                 refused: replica.decisions.refused.iter().map(Refused::of).collect(),
@@ -396,6 +403,11 @@ async fn ended(checking: &mut Option<(u64, JoinHandle<Result<(), String>>)>) -> 
     let (run, done) = (*run, running.await);
     *checking = None;
     (run, done.unwrap_or_else(|_| Err("the check has ended unexpectedly: report this".to_owned())))
+}
+
+/// Status of the after-activate hook; `None`: it was never due.
+fn after_status(state: &HookState) -> Option<HookStatus> {
+    HookStatus::from_report(&messages::hook_report(state, None)?).ok()
 }
 
 /// Waits for a change of the hook's state. Cancel safe.

@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 
 use syncd_proto::v1::RetryClass;
 use syncd_shared::limits::LABEL_MAX_BYTES;
-use syncd_shared::text::one_line;
+use syncd_shared::text::{error_chain, one_line};
 use syncd_shared::{Progress, SignedGeneration};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::hooks::{AfterHook, Changed, Hook, HookState, Occasion};
+use crate::hooks::{Changed, DurableHook, Hook, HookError, HookState, Occasion};
 use crate::source::{Elsewhere, Source};
 
 pub(crate) use self::display::Display;
@@ -104,27 +104,29 @@ impl Cancellation {
 pub struct Hooks {
     /// Must succeed, or the old generation stays.
     pub before: Option<Hook>,
-    /// Runs in a task of its own.
-    pub after: Option<Arc<AfterHook>>,
+    /// Must succeed, or the new generation is not live. Runs in a task of its own.
+    pub on: Option<Arc<DurableHook>>,
+    /// Runs once the generation is live, in a task of its own.
+    pub after: Option<Arc<DurableHook>>,
 }
 
 impl Hooks {
     /// Has the on-activate hook run for the live generation where it was set or changed since it last
     /// succeeded, or files were healed since.
     pub(crate) fn run_missing(&self, replica: &impl ReplicaWork) {
-        let Some(after) = &self.after else { return };
+        let Some(on) = &self.on else { return };
         let mut is_noted = false;
         let noted = replica.note_live(&mut |occasion, changed| {
-            if !after.is_missing(&occasion) {
+            if !on.is_missing(&occasion) {
                 return Ok(());
             }
             is_noted = true;
             let generation = occasion.generation;
             tracing::info!(generation, "the on-activate hook runs again, for every path of the live tree");
-            after.note(occasion, changed)
+            on.note(occasion, changed)
         });
         if is_noted {
-            after.settle(noted.is_ok());
+            on.settle(noted.is_ok());
         }
         if let Err(failure) = noted {
             tracing::warn!(
@@ -136,7 +138,28 @@ impl Hooks {
 
     /// State of the on-activate hook; `None`: none is set.
     pub fn state(&self) -> Option<HookState> {
-        self.after.as_ref().map(|after| after.state().borrow().clone())
+        self.on.as_ref().map(|on| on.state().borrow().clone())
+    }
+
+    /// Notes an activation for the hooks that follow it. Only the failure of *on* prevents the switch.
+    fn note(&self, occasion: Occasion, changed: &Changed<'_>) -> Result<(), HookError> {
+        if let Some(after) = &self.after
+            && let Err(error) = after.note(occasion.clone(), changed)
+        {
+            tracing::warn!(error = error_chain(&error), "the after-activate hook will not run");
+        }
+        self.on.as_ref().map_or(Ok(()), |on| on.note(occasion, changed))
+    }
+
+    /// The activation has ended.
+    fn settle(&self, activated: bool) {
+        // *After* waits for what is due for *on*.
+        [&self.on, &self.after].into_iter().flatten().for_each(|hook| hook.settle(activated));
+    }
+
+    /// The live tree belongs to another generation from now on.
+    fn renamed(&self, occasion: &Occasion) {
+        [&self.on, &self.after].into_iter().flatten().for_each(|hook| hook.renamed(occasion));
     }
 }
 
@@ -243,7 +266,7 @@ impl<R: ReplicaWork> Bench<R> {
             "" => String::new(),
             label => format!(" ({})", one_line(label, LABEL_MAX_BYTES)),
         };
-        let reached = match self.hooks.after {
+        let reached = match self.hooks.on {
             Some(_) => "switched, its on-activate hook is due",
             None => "live",
         };
@@ -264,11 +287,11 @@ impl<R: ReplicaWork> Bench<R> {
     /// Tells the replica which trees a web server may still serve. A success of the hook meanwhile only
     /// reduces their number.
     fn protect(&mut self) {
-        let Some(after) = &self.hooks.after else { return self.replica.protect(None) };
-        let from = after.protected();
+        let Some(on) = &self.hooks.on else { return self.replica.protect(None) };
+        let from = on.protected();
         self.replica.protect(from);
         // Only a run that succeeded counts. Without a run nothing was invalidated, even if none is due.
-        if let Some(generation) = after.take_success() {
+        if let Some(generation) = on.take_success() {
             self.replica.hook_succeeded(generation);
         }
     }
@@ -345,21 +368,22 @@ impl<R: ReplicaWork> Bench<R> {
     fn resolve_doubt(&mut self, state: &ReplicaState) {
         if self.doubtful.is_some() && self.replica.is_settled() {
             let live = state.live.as_ref().map(|live| live.number().get());
-            if let Some(after) = &self.hooks.after {
-                after.settle(live == self.doubtful);
-            }
+            self.hooks.settle(live == self.doubtful);
             self.doubtful = None;
         }
     }
 
     /// The live tree has another number than before, or the same: no hook was noted for it.
-    fn renamed(&self, after: &AfterHook) {
+    fn renamed(&self) {
+        if self.hooks.on.is_none() && self.hooks.after.is_none() {
+            return;
+        }
         let told = self.replica.note_live(&mut |occasion, _| {
-            after.renamed(&occasion);
+            self.hooks.renamed(&occasion);
             Ok(())
         });
         if let Err(error) = told {
-            tracing::warn!(error = error.reason, "the on-activate hook was not told of the live generation");
+            tracing::warn!(error = error.reason, "the hooks were not told of the live generation");
         }
     }
 
@@ -372,10 +396,7 @@ impl<R: ReplicaWork> Bench<R> {
             if let Some(hook) = &first {
                 hook.run(&occasion, changed.all)?;
             }
-            match &hooks.after {
-                Some(after) => after.note(occasion, changed),
-                None => Ok(()),
-            }
+            hooks.note(occasion, changed)
         };
         let previous = self.replica.state().live;
         let activated = self.replica.activate(staged, &mut before);
@@ -386,10 +407,10 @@ impl<R: ReplicaWork> Bench<R> {
         // succeeded.
         self.protect();
         self.doubtful = noted.filter(|_| activated.is_err() && !self.replica.is_settled());
-        if let (Some(after), None) = (&self.hooks.after, self.doubtful) {
-            after.settle(activated.is_ok());
+        if self.doubtful.is_none() {
+            self.hooks.settle(activated.is_ok());
             if activated.is_ok() && noted.is_none() {
-                self.renamed(after);
+                self.renamed();
             }
         }
         match activated {

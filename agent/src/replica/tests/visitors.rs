@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::*;
 use crate::clock::Clock;
 use crate::fixture::logged;
-use crate::hooks::{AfterHook, Hook, HookName};
+use crate::hooks::{DurableHook, Hook, HookName};
 use crate::replica::scrub::Pass;
 use crate::session::worker::Hooks;
 use crate::status::Drift;
@@ -494,7 +494,7 @@ fn the_hook_is_due_for_healed_files_also_if_the_process_ends_before_it_notes_tha
     let state = site.root().join("state");
     let hook = || {
         let hook = Hook::new(HookName::OnActivate, "true".into(), Duration::from_secs(20), &state);
-        Arc::new(AfterHook::new(hook, Some(1)))
+        Arc::new(DurableHook::new(hook, Some(1)))
     };
     std::fs::write(site.live().join("docs/1/page-1.html"), "defaced").unwrap();
     assert!(replica.verify(Some(&mut site.origin), &|_| {}, &AtomicBool::new(false)).unwrap().healed);
@@ -502,7 +502,7 @@ fn the_hook_is_due_for_healed_files_also_if_the_process_ends_before_it_notes_tha
     let replica = site.open();
     let after = hook();
     assert_eq!(after.state().borrow().due, None);
-    Hooks { before: None, after: Some(after.clone()) }.run_missing(&replica);
+    Hooks { on: Some(after.clone()), ..Hooks::default() }.run_missing(&replica);
     assert_eq!(after.state().borrow().due, Some(1));
     // The next process also knows it.
     assert_eq!(hook().state().borrow().due, Some(1));

@@ -1,4 +1,5 @@
-//! The on-activate hook: notes that it is due, runs it until it succeeds, and shows its state.
+//! The on-activate and the after-activate hook: notes that one is due, runs it until it succeeds, and shows
+//! its state.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufWriter, Write};
@@ -13,14 +14,14 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::error::HookError;
-use super::pending::{Due, PENDING, Pending, SLOT_PATHS, encode_pending, load, remove_slot_paths};
+use super::pending::{self, Due, Pending, SLOT_PATHS, encode_pending, load, remove_slot_paths};
 use super::run::Hook;
 use super::success::remove;
-use super::{Changed, Occasion, Paths, success};
+use super::{Changed, HookName, Occasion, Paths, success};
 use crate::backoff::Backoff;
 use crate::hooks::paths::write_lines;
 
-/// One run of the on-activate hook.
+/// One run of the hook.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HookRun {
     /// Generation for which it ran.
@@ -46,7 +47,7 @@ pub enum RunOutcome {
     Failed,
 }
 
-/// State of the on-activate hook.
+/// State of the hook.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HookState {
     /// Increases with every change: the state with the higher revision is newer.
@@ -62,16 +63,18 @@ pub struct HookState {
     pub failing: bool,
 }
 
-/// The on-activate hook with its record of what is due. Shared by the worker, which notes activations, and
-/// the task that runs the hook.
+/// A hook with its record of what is due. Shared by the worker, which notes activations, and the task that
+/// runs the hook.
 #[derive(Debug)]
-pub struct AfterHook {
+pub struct DurableHook {
     pub(super) hook: Hook,
     record: PathBuf,
     notified: Notify,
     /// Held while the record is read, merged or removed, and while the state changes.
     inner: Mutex<Inner>,
     state: watch::Sender<HookState>,
+    /// The hook that has to succeed first; `None`: none.
+    first: Option<watch::Receiver<HookState>>,
 }
 
 #[derive(Debug, Default)]
@@ -80,7 +83,7 @@ struct Inner {
     under_way: Option<UnderWay>,
     /// Whether the record describes an activation that succeeded in this process.
     witnessed: bool,
-    /// Generation for which the hook has succeeded since the last call of [`AfterHook::take_success`].
+    /// Generation for which the hook has succeeded since the last call of [`DurableHook::take_success`].
     success: Option<u64>,
     /// Lowest generation that a web server may serve, if an earlier process left the hook due and nothing is
     /// live now.
@@ -93,10 +96,10 @@ struct UnderWay {
     succeeded: Option<u64>,
 }
 
-impl AfterHook {
+impl DurableHook {
     /// Reads what an earlier process left due. `live` is the generation that is linked now.
     pub fn new(hook: Hook, live: Option<u64>) -> Self {
-        let record = hook.state.join(PENDING);
+        let record = pending::record(&hook.state, hook.name);
         let mut inner = Inner::default();
         let state = match load(&record) {
             Ok(None) => HookState::default(),
@@ -112,7 +115,19 @@ impl AfterHook {
             notified: Notify::new(),
             inner: Mutex::new(inner),
             state: watch::Sender::new(state),
+            first: None,
         }
+    }
+
+    /// Runs only while nothing is due for the hook of this state.
+    #[must_use]
+    pub fn following(self, first: Option<watch::Receiver<HookState>>) -> Self {
+        Self { first, ..self }
+    }
+
+    /// Whether a web server forgets by this hook what it has cached.
+    fn ends_caches(&self) -> bool {
+        self.hook.name == HookName::OnActivate
     }
 
     /// Whether nothing makes sure that the hook runs for `live`: it has not succeeded for it with its present
@@ -145,8 +160,8 @@ impl AfterHook {
         lock(&self.inner).success.take()
     }
 
-    /// Records that the hook is due, durably. Call it before the switch, and [`AfterHook::settle`] after it.
-    /// An earlier activation stays due.
+    /// Records that the hook is due, durably. Call it before the switch, and [`DurableHook::settle`] after
+    /// that. An earlier activation stays due.
     pub fn note(&self, occasion: Occasion, changed: &Changed<'_>) -> Result<(), HookError> {
         let mut inner = lock(&self.inner);
         let mut before = self.load(&self.record)?;
@@ -157,7 +172,9 @@ impl AfterHook {
             if before.is_some() {
                 fs::hard_link(&self.record, self.earlier())?;
             }
-            self.save_slot_paths(pending.occasion.generation, changed.slot)?;
+            if self.ends_caches() {
+                self.save_slot_paths(pending.occasion.generation, changed.slot)?;
+            }
             self.save(&pending, changed.all, before.as_mut().map(|due| &mut due.lines as &mut dyn BufRead))
         };
         noted().map_err(|source| self.record_error(source))?;
@@ -171,6 +188,7 @@ impl AfterHook {
         let is_live = occasion.previous == Some(occasion.generation);
         match occasion.previous {
             _ if state.due.is_some() => state.succeeded,
+            previous if !self.ends_caches() => previous,
             // It may never have succeeded for what is live: an agent without the hook has run meanwhile.
             _ if is_live && !success::is_doubted(&self.hook.state) => success::generation(&self.hook.state),
             previous => previous,
@@ -184,16 +202,11 @@ impl AfterHook {
         if let Some(under_way) = inner.under_way.take() {
             let settled = match activated {
                 true => remove(&self.earlier()),
-                false => match remove(&self.slot_paths(under_way.generation))
-                    .and_then(|()| fs::rename(self.earlier(), &self.record))
-                {
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => remove(&self.record),
-                    restored => restored,
-                },
+                false => self.restore_earlier(under_way.generation),
             };
             if let Err(error) = settled {
                 // The hook then runs once more than needed, which is allowed.
-                tracing::warn!(error = error_chain(&error), "on-activate record not restored");
+                tracing::warn!(error = error_chain(&error), "{} record not restored", self.hook.name);
             }
             if activated {
                 inner.left = None;
@@ -208,6 +221,17 @@ impl AfterHook {
         self.retry();
     }
 
+    /// Forgets an activation that failed.
+    fn restore_earlier(&self, generation: u64) -> io::Result<()> {
+        if self.ends_caches() {
+            remove(&self.slot_paths(generation))?;
+        }
+        match fs::rename(self.earlier(), &self.record) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => remove(&self.record),
+            restored => restored,
+        }
+    }
+
     /// The live tree belongs to another generation from now on, and no file of it has changed. A due hook is
     /// due for that generation, with the paths that it is due for already.
     pub(crate) fn renamed(&self, occasion: &Occasion) {
@@ -217,14 +241,20 @@ impl AfterHook {
             match self.note(occasion.clone(), &changed) {
                 Ok(()) => return self.settle(true),
                 Err(error) => {
-                    tracing::warn!(error = error_chain(&error), "the on-activate hook stays due as it was");
+                    tracing::warn!(
+                        error = error_chain(&error),
+                        "the {} hook stays due as it was",
+                        self.hook.name
+                    );
                 }
             }
             return;
         }
         let Hook { state, command, .. } = &self.hook;
         let _inner = lock(&self.inner);
-        if let Err(error) = success::rename(state, occasion, command) {
+        if self.ends_caches()
+            && let Err(error) = success::rename(state, occasion, command)
+        {
             tracing::warn!(error = error_chain(&error), "the on-activate hook runs again at the next start");
         }
         self.change(|state| {
@@ -242,13 +272,14 @@ impl AfterHook {
 
     /// Runs the hook whenever it is due, until `stop`. `live` returns the actual live generation, because
     /// after a crash the record may describe an activation that never happened. Failures are retried and
-    /// reported by [`AfterHook::state`].
+    /// reported by [`DurableHook::state`].
     pub async fn serve(
         self: Arc<Self>,
         live: impl Fn() -> Option<Occasion> + Send + Sync + 'static,
         stop: CancellationToken,
     ) {
         let live = Arc::new(live);
+        let mut first = self.first.clone();
         let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
         loop {
             let (hook, occasion) = (self.clone(), live.clone());
@@ -261,7 +292,8 @@ impl AfterHook {
                 Ok(Err(error)) => {
                     tracing::warn!(
                         error = one_line(&error.brief(), REASON_MAX_BYTES),
-                        "on-activate hook failed and will be retried"
+                        "{} hook failed and will be retried",
+                        self.hook.name
                     );
                     Some(backoff.pause())
                 }
@@ -270,6 +302,7 @@ impl AfterHook {
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = self.notified.notified() => {}
+                () = changed_or_never(&mut first) => {}
                 () = pause_or_never(pause) => {}
             }
         }
@@ -301,8 +334,9 @@ impl AfterHook {
     /// Takes what is due, with the activation to run for.
     fn take_due(&self, live: Option<Occasion>) -> Result<Option<(Occasion, Due)>, HookError> {
         let inner = lock(&self.inner);
-        if inner.under_way.is_some() {
-            // The record belongs to a switch that has not happened yet.
+        let is_early = self.first.as_ref().is_some_and(|first| first.borrow().due.is_some());
+        if inner.under_way.is_some() || is_early {
+            // The record belongs to a switch that has not happened yet, or the node is not live yet.
             return Ok(None);
         }
         let due = self.load(&self.record)?;
@@ -330,29 +364,31 @@ impl AfterHook {
         let lines = due.lines.into_inner();
         // Kept open so that no other record can get its inode number.
         let _held = lines.try_clone().map_err(failed)?;
-        let mut slot_paths = self.slot_paths(occasion.generation);
-        let is_noted = due.pending.occasion.tree == occasion.tree;
-        if !is_noted || !slot_paths.try_exists().map_err(failed)? {
-            // Nobody noted this activation at this path, so every path may have changed.
-            slot_paths = PathBuf::from("/dev/null");
-        }
         let (state, command) = (&self.hook.state, &self.hook.command);
         let before = success::Before::open(state);
-        let slot_paths = Some(("SYNCD_SLOT_PATHS", slot_paths.as_path()));
-        self.hook.run_with_input(occasion, lines, slot_paths, &CancellationToken::new())?;
+        let slot_paths = match self.ends_caches() {
+            true => Some(self.noted_slot_paths(occasion, &due.pending).map_err(failed)?),
+            false => None,
+        };
+        let more = slot_paths.as_deref().map(|path| ("SYNCD_SLOT_PATHS", path));
+        self.hook.run_with_input(occasion, lines, more, &CancellationToken::new())?;
         let elapsed = started.elapsed();
         let mut inner = lock(&self.inner);
         // An activation noted during the run stays due with all its paths, so that the hook runs at least
         // once.
-        if let Err(error) = success::keep(state, &before, occasion, command) {
+        if self.ends_caches()
+            && let Err(error) = success::keep(state, &before, occasion, command)
+        {
             tracing::warn!(error = error_chain(&error), "the on-activate hook runs again at the next start");
         }
         let told = if inner.under_way.is_some() { self.earlier() } else { self.record.clone() };
         let is_newest = match self.load(&told)? {
             Some(now) if now.id == due.id => {
                 remove(&told).map_err(failed)?;
-                let under_way = inner.under_way.as_ref().map(|under_way| under_way.generation);
-                remove_slot_paths(&self.hook.state, under_way).map_err(failed)?;
+                if self.ends_caches() {
+                    let under_way = inner.under_way.as_ref().map(|under_way| under_way.generation);
+                    remove_slot_paths(&self.hook.state, under_way).map_err(failed)?;
+                }
                 true
             }
             other => other.is_none(),
@@ -369,9 +405,17 @@ impl AfterHook {
                 run.output.clear();
             }
         });
-        let (number, took) = (occasion.generation, elapsed.as_secs_f64());
-        tracing::info!("generation {number} is live: the on-activate hook succeeded after {took:.2} s");
+        let (number, took, name) = (occasion.generation, elapsed.as_secs_f64(), self.hook.name);
+        tracing::info!("generation {number} is live: the {name} hook succeeded after {took:.2} s");
         Ok(())
+    }
+
+    /// The file with the paths of the live slot's caches; an empty one means every path.
+    fn noted_slot_paths(&self, occasion: &Occasion, pending: &Pending) -> io::Result<PathBuf> {
+        let noted = self.slot_paths(occasion.generation);
+        // If nobody noted this activation at this path, every path may have changed.
+        let is_noted = pending.occasion.tree == occasion.tree && noted.try_exists()?;
+        Ok(if is_noted { noted } else { PathBuf::from("/dev/null") })
     }
 
     /// Notes that a run begins. The result of the last run stays until this one ends.
@@ -447,11 +491,15 @@ impl AfterHook {
     }
 
     pub(super) fn load(&self, record: &Path) -> Result<Option<Due>, HookError> {
-        load(record).map_err(|source| HookError::Unreadable { path: record.to_owned(), source })
+        load(record).map_err(|source| HookError::Unreadable {
+            hook: self.hook.name,
+            path: record.to_owned(),
+            source,
+        })
     }
 
     fn record_error(&self, source: io::Error) -> HookError {
-        HookError::Record { path: self.record.clone(), source }
+        HookError::Record { hook: self.hook.name, path: self.record.clone(), source }
     }
 }
 
@@ -461,6 +509,16 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 fn milliseconds(elapsed: Duration) -> u64 {
     u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Waits for a change of another hook's state. Cancel safe.
+async fn changed_or_never(first: &mut Option<watch::Receiver<HookState>>) {
+    if let Some(first) = first
+        && first.changed().await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
 }
 
 async fn pause_or_never(pause: Option<Duration>) {
