@@ -312,6 +312,39 @@ fn of_two_changes_without_the_origin_the_later_one_is_kept_aside() {
     assert_eq!(cluster.event("collected_restored")["files"], 1);
 }
 
+/// The origin runs and answers nobody, as behind a broken line.
+#[test]
+fn nodes_that_are_cut_off_and_write_one_name_lose_neither_picture() {
+    let mut cluster = Cluster::new("collected-partition");
+    write(&cluster.uploads(0), "before.jpg", "before");
+    cluster.arrives("before.jpg", "before");
+    cluster.origin.daemon().signal(Signal::STOP);
+    let pictures = [Seeded::new(1).bytes(50_000), Seeded::new(2).bytes(50_000)];
+    for (node, picture) in pictures.iter().enumerate() {
+        write(&cluster.uploads(node), "2026/11/image.jpg", picture);
+        write(&cluster.uploads(node), &format!("only-{node}.jpg"), picture);
+    }
+    // Meanwhile each shows its own.
+    for (node, picture) in pictures.iter().enumerate() {
+        assert_eq!(&fs::read(cluster.uploads(node).join("2026/11/image.jpg")).expect("a picture"), picture);
+        assert!(!cluster.uploads(1 - node).join(format!("only-{node}.jpg")).exists());
+    }
+    cluster.origin.daemon().signal(Signal::CONT);
+    for (node, picture) in pictures.iter().enumerate() {
+        cluster.arrives(&format!("only-{node}.jpg"), picture);
+    }
+    let conflict = wait::until("a conflict", || cluster.lines(&["conflicts", "--json"]).pop());
+    assert_eq!(conflict["path"], "2026/11/image.jpg");
+    let loser = if conflict["node"] == "web1" { 0 } else { 1 };
+    cluster.arrives("2026/11/image.jpg", &pictures[1 - loser]);
+    let number = conflict["conflict"].to_string();
+    cluster.collected(&["restore", "uploads", "--conflict", &number]).expect_success();
+    cluster.arrives("2026/11/image.jpg", &pictures[loser]);
+    // The winner is in the history.
+    let history = cluster.lines(&["history", "uploads", "2026/11/image.jpg", "--json"]);
+    assert_eq!(history.iter().filter(|line| line["kind"] == "file").count(), 2);
+}
+
 #[test]
 fn what_one_node_did_is_undone() {
     let cluster = Cluster::new("collected-restore");

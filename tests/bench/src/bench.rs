@@ -62,6 +62,8 @@ pub enum Scenario {
     FanOut,
     /// Trees of 1,000, 10,000 and 100,000 files.
     Growth,
+    /// Uploads on one node until they are on another: 2 MB, and 10,000 small files.
+    Uploads,
 }
 
 /// Content to replicate.
@@ -111,7 +113,7 @@ impl Bench {
                 Scenario::OneFile | Scenario::Sustained => drop((self.many(), corpora::many(1000))),
                 Scenario::FanOut => drop(corpora::wordpress()),
                 Scenario::Growth => drop(corpora::docs_small()),
-                Scenario::Big => {}
+                Scenario::Big | Scenario::Uploads => {}
             }
         }
     }

@@ -11,6 +11,7 @@ mod one_file;
 mod rename;
 mod sustained;
 mod update;
+mod uploads;
 
 use crate::bench::{Bench, Scenario};
 use crate::report::Report;
@@ -29,5 +30,6 @@ pub fn measure(scenario: Scenario, bench: &Bench) -> Report {
         Scenario::Big => big::measure(bench),
         Scenario::FanOut => fan_out::measure(bench),
         Scenario::Growth => growth::measure(bench),
+        Scenario::Uploads => uploads::measure(bench),
     }
 }
