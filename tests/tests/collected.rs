@@ -144,8 +144,8 @@ impl Cluster {
     fn event(&self, name: &str) -> Value {
         wait::until(&format!("an event {name}"), || {
             let told = self.origin.cli("events", &["--json"]).expect_success().stdout;
-            let events = told.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
-            events.filter(|event| event["event"] == name).last()
+            let mut events = told.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+            events.rfind(|event| event["event"] == name)
         })
     }
 

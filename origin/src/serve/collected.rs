@@ -84,9 +84,12 @@ fn code(error: &CollectError) -> tonic::Code {
     }
 }
 
-/// The streams of nodes by name: the token that ends the newest, and a lock that it holds.
+/// The token that ends the newest stream of a node, and a lock that the stream holds.
+type Newest = (CancellationToken, Arc<tokio::sync::Mutex<()>>);
+
+/// The streams of nodes, by name.
 #[derive(Clone, Default)]
-pub struct Sessions(Arc<Mutex<HashMap<String, (CancellationToken, Arc<tokio::sync::Mutex<()>>)>>>);
+pub struct Sessions(Arc<Mutex<HashMap<String, Newest>>>);
 
 impl Sessions {
     /// Serves one stream of a node, until it ends or the node has another one.

@@ -124,7 +124,7 @@ impl Engine {
             return Ok(());
         }
         let is_offered = self.refused.get(key).is_some_and(|refusal| refusal.state.is_some());
-        if self.refused.get(key).is_none() {
+        if !self.refused.contains_key(key) {
             tracing::error!(directory = %key.0, path = %key.1, "denied by the rules: it stays on this node");
             let refusal = Refusal { state: None, reason: DENIED.to_owned() };
             self.refused.insert(key.clone(), refusal);
