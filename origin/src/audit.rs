@@ -1,8 +1,9 @@
 //! Requests that changed something, with user and process, and joins of nodes: the log `DATA/audit`, for
 //! `syncd-origin audit`.
 //!
-//! A line is durable before its deed begins, so that no deed is missing; a request that then fails is there
-//! as well. While the log can't be written, nothing is done. Requests that only read are not recorded.
+//! A line is durable before its deed begins, or before the generation that its deed seals, so that no deed is
+//! missing; a request that then fails is there as well. While the log can't be written, nothing is done.
+//! Requests that only read are not recorded.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -123,12 +124,19 @@ impl Audit {
         Ok(Self { log: Arc::new(Mutex::new(LineLog::open(&path(data))?)) })
     }
 
-    /// Makes a line durable, unless the request only reads. Blocks.
+    /// Writes a line, unless the request only reads. It is durable on return, unless the request seals a
+    /// generation. Blocks.
     pub fn record(&self, by: Peer, request: &Request) -> Result<(), AuditError> {
         if request.only_reads() {
             return Ok(());
         }
-        self.append(Deed::new(by, request)?)
+        let durability = if request.seals() { Durability::Written } else { Durability::Synced };
+        self.append(Deed::new(by, request)?, durability)
+    }
+
+    /// Makes every line durable. Does nothing if they are. Blocks.
+    pub fn sync(&self) -> Result<(), AuditError> {
+        Ok(self.log.lock().unwrap_or_else(PoisonError::into_inner).sync()?)
     }
 
     /// Like [`Self::record`], for the operator at the other end of a connection. Not cancel safe: the line
@@ -140,6 +148,12 @@ impl Audit {
         recorded.unwrap_or(Err(AuditError::Stopping))
     }
 
+    /// Like [`Self::sync`], on another thread.
+    pub async fn synced(&self) -> Result<(), AuditError> {
+        let audit = self.clone();
+        tokio::task::spawn_blocking(move || audit.sync()).await.unwrap_or(Err(AuditError::Stopping))
+    }
+
     /// Makes a line durable for a node that is about to join. Not cancel safe, as [`Self::record_of`].
     pub async fn record_join(
         &self,
@@ -148,13 +162,13 @@ impl Audit {
         token: &str,
     ) -> Result<(), AuditError> {
         let (audit, deed) = (self.clone(), Deed::join(node, address, token));
-        let recorded = tokio::task::spawn_blocking(move || audit.append(deed)).await;
+        let recorded = tokio::task::spawn_blocking(move || audit.append(deed, Durability::Synced)).await;
         recorded.unwrap_or(Err(AuditError::Stopping))
     }
 
-    fn append(&self, deed: Deed) -> Result<(), AuditError> {
+    fn append(&self, deed: Deed, durability: Durability) -> Result<(), AuditError> {
         let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
-        log.append(now_ms(), deed, Durability::Synced)?;
+        log.append(now_ms(), deed, durability)?;
         Ok(())
     }
 }

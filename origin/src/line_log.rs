@@ -47,7 +47,8 @@ pub struct Numbered<T> {
 pub enum Durability {
     /// On return.
     Synced,
-    /// Once the kernel has written it. It survives the end of the process at once.
+    /// Once the kernel has written it, or after [`LineLog::sync`]. It survives the end of the process at
+    /// once.
     Written,
 }
 
@@ -59,6 +60,8 @@ pub struct LineLog {
     bytes: u64,
     /// Number of the next line.
     next: u64,
+    /// The file has a line that may not be durable.
+    is_behind: bool,
     file_max_bytes: u64,
 }
 
@@ -83,7 +86,8 @@ impl LineLog {
             None => read_file(&old(path))?.and_then(|(_, text)| last_number(&text)),
         };
         let next = last.unwrap_or(0).saturating_add(1);
-        Ok(Self { path: path.to_owned(), file, bytes: whole as u64, next, file_max_bytes: FILE_MAX_BYTES })
+        let (path, bytes) = (path.to_owned(), whole as u64);
+        Ok(Self { path, file, bytes, next, is_behind: false, file_max_bytes: FILE_MAX_BYTES })
     }
 
     /// Appends a line with the time `at_ms`, and returns it. After an error the line may be there or not.
@@ -114,15 +118,26 @@ impl LineLog {
             return Err(error);
         }
         self.bytes = self.bytes.saturating_add(length);
+        self.is_behind = true;
         match durability {
-            Durability::Synced => self.file.sync_data(),
+            Durability::Synced => self.sync_data(),
             Durability::Written => Ok(()),
         }
     }
 
+    /// Makes every line durable. Blocks.
+    pub fn sync(&mut self) -> Result<(), LineLogError> {
+        self.sync_data().map_err(|source| LineLogError::Write { path: self.path.clone(), source })
+    }
+
+    /// A sync that failed is not repeated: the kernel counts the lines as written then.
+    fn sync_data(&mut self) -> io::Result<()> {
+        if std::mem::take(&mut self.is_behind) { self.file.sync_data() } else { Ok(()) }
+    }
+
     /// Makes the file the old one and starts an empty one.
     fn rotate(&mut self) -> io::Result<()> {
-        self.file.sync_data()?;
+        self.sync_data()?;
         std::fs::rename(&self.path, old(&self.path))?;
         self.file = OpenOptions::new().append(true).create_new(true).mode(0o600).open(&self.path)?;
         self.bytes = 0;
@@ -214,6 +229,19 @@ mod tests {
 
     fn numbers(path: &Path) -> Vec<u64> {
         read::<Word>(path).unwrap().iter().map(|line| line.number).collect()
+    }
+
+    #[test]
+    fn a_sync_is_not_repeated_without_a_new_line() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut log = LineLog::open(&directory.path().join("audit")).unwrap();
+        assert!(!log.is_behind);
+        append(&mut log, "written");
+        assert!(log.is_behind);
+        log.sync().unwrap();
+        assert!(!log.is_behind);
+        log.append(0, word("synced"), Durability::Synced).unwrap();
+        assert!(!log.is_behind);
     }
 
     #[test]

@@ -138,6 +138,11 @@ pub enum Request {
 }
 
 impl Request {
+    /// Whether the request is carried out by sealing a generation, which makes its line in the audit durable.
+    pub fn seals(&self) -> bool {
+        matches!(self, Self::Commit { .. } | Self::Rollback { .. })
+    }
+
     /// Whether the request changes nothing, and is not recorded in the audit.
     pub fn only_reads(&self) -> bool {
         if let Self::Collected { action } = self {

@@ -175,7 +175,11 @@ impl Admin {
             }
             Request::Rollback { generation, shown, wait } => {
                 let number = generation.and_then(GenerationNumber::new);
-                self.published(self.committer.rollback(number, shown).await, wait, replies).await
+                let answer = self.committer.rollback(number, shown).await;
+                match self.audit.synced().await {
+                    Ok(()) => self.published(answer, wait, replies).await,
+                    Err(error) => Reply::Error { message: error_chain(&error) },
+                }
             }
             Request::RollbackTarget { generation } => self.rollback_target(generation, replies).await,
             Request::Rollout { action } => self.rollout(action, replies).await,
@@ -234,6 +238,10 @@ impl Admin {
         }
         let now = options.now;
         let answer = self.committer.commit(options).await;
+        // If nothing was sealed, it is not durable yet.
+        if let Err(error) = self.audit.synced().await {
+            return Reply::Error { message: error_chain(&error) };
+        }
         if let (true, Ok(Outcome::Unchanged(_))) = (now, &answer.result) {
             // Ends the rollout of the same tree, if one runs.
             let _ = self.fleet.order_rollout(RolloutOrder::Now).await;

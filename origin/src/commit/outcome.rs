@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use syncd_shared::generation::{GenerationError, LabelError};
 use syncd_shared::{GenerationNumber, RootEntry, SignedGeneration};
 
+use crate::audit::AuditError;
 use crate::fleet::RecordError;
 use crate::fleet::rollout::PolicyError;
 use crate::keys::KeysError;
@@ -79,6 +80,9 @@ pub enum CommitError {
         /// The last number.
         last: GenerationNumber,
     },
+    /// The request is not in the audit.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
     /// Another origin may commit, or the object store does not answer.
     #[error(transparent)]
     Fence(#[from] FenceError),

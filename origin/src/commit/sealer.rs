@@ -24,6 +24,7 @@ use super::outcome::{CommitError, CommitOptions, Outcome, Preview};
 use super::promotion::Promotion;
 use super::rollbacks::{Hold, Return, Rollbacks};
 use super::scan_base::{ScanBase, forget_damaged};
+use crate::audit::Audit;
 use crate::clock::now_ms;
 use crate::fleet::Fleet;
 use crate::fleet::rollout::record::{ORDER, ROLLOUT};
@@ -32,7 +33,7 @@ use crate::keys::Keys;
 use crate::publish::{Deposed, FencedCommits};
 use crate::scan::{ScanError, ScanOptions, Withheld};
 use crate::source::{Snapshot, SnapshotFate, TreeSource};
-use crate::store::{CheckReport, Retention, Store, StoreError, Writer};
+use crate::store::{CheckReport, Retention, SealError, Store, StoreError, Writer};
 use crate::test_faults;
 use crate::tree_objects::TreeObjects;
 
@@ -42,6 +43,8 @@ pub struct Parts {
     pub options: ScanOptions,
     pub store: Arc<Store>,
     pub keys: Arc<Keys>,
+    /// Has the requests that the sealer carries out; durable before what they change.
+    pub audit: Audit,
     /// Extent of the history.
     pub retention: Retention,
     /// How generations go to the nodes.
@@ -299,6 +302,7 @@ impl Sealer {
     /// Makes a change of the hold durable without sealing a generation.
     fn keep_rollbacks(&mut self, rollbacks: Rollbacks) -> Result<(), CommitError> {
         if rollbacks != self.rollbacks {
+            self.parts.audit.sync()?;
             self.parts.store.update_records(|records| rollbacks.put(records))?;
             self.rollbacks = rollbacks;
         }
@@ -417,13 +421,15 @@ impl Sealer {
             .as_ref()
             .map(|distinct| distinct.changes(&writer, self.current.as_ref(), &generation.generation().root));
         let sealed = writer.seal_with(&generation, |records| {
+            // At the same time as the packs, so that the disk is waited for once.
+            self.parts.audit.sync().map_err(|error| SealError::Before(error.into()))?;
             if let Some(rollbacks) = rollbacks.as_ref().filter(|rollbacks| **rollbacks != self.rollbacks) {
                 rollbacks.put(records)?;
             }
             if let Plan::Rollout(order) = &plan {
                 records.put(ROLLOUT, ORDER, &order.encode(generation.number()))?;
             }
-            taken.as_ref().map_or(Ok(()), |taken| taken.put(records))
+            Ok(taken.as_ref().map_or(Ok(()), |taken| taken.put(records))?)
         });
         if let Err(error) = sealed {
             self.doubtful = true;

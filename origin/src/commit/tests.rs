@@ -183,6 +183,25 @@ async fn show(origin: &Running, shown: SignedGeneration) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_is_not_durable_in_the_audit_seals_nothing() {
+    let site = Site::new(2);
+    // Takes every line, and fails every sync.
+    std::os::unix::fs::symlink("/dev/null", site.data().join("audit")).unwrap();
+    let origin = site.serve(Trigger::Manual).await;
+    let (label, rollout, wait) = (String::new(), None, None);
+    let commit =
+        Asked::Commit { label, allow_mass_deletion: false, rescan: false, rollout, now: false, wait };
+    for _ in 0..2 {
+        let answers = site.ask(commit.clone()).await;
+        let told = answers.iter().any(
+            |answer| matches!(answer, Answer::Error { message } if message.contains("can't be recorded")),
+        );
+        assert!(told, "{answers:?}");
+        assert_eq!(origin.committer().view().borrow().current, None);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_thief_who_signed_the_last_generation_is_overcome_by_another_signing_key() {
     let site = Site::new(3);
     let origin = site.serve(Trigger::Manual).await;

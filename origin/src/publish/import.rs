@@ -61,7 +61,7 @@ pub fn import(
     };
     import.tree(generation.generation().root.object)?;
     batch.finish()?;
-    Ok(writer.seal_with(generation, change)?)
+    Ok(writer.seal_with(generation, |records| Ok(change(records)?))?)
 }
 
 struct Import<'i, 'w> {

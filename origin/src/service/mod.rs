@@ -114,6 +114,7 @@ struct Origin {
     options: ServeOptions,
     keys: Arc<Keys>,
     store: Arc<Store>,
+    audit: Audit,
     /// `None`: none is configured, and DATA has none.
     collected: Option<Collection>,
     shutdown: CancellationToken,
@@ -143,24 +144,25 @@ impl Origin {
         }
         let opened = tokio::task::spawn_blocking(move || {
             let (keys, store) = open(&data)?;
+            let audit = Audit::open(&data)?;
             let collected = match directories.is_empty() {
                 true => Collection::open_existing(&data)?,
                 false => Some(Collection::open(&data, directories)?),
             };
-            Ok((keys, store, collected))
+            Ok((keys, store, audit, collected))
         });
-        let (keys, store, collected) = opened.await.unwrap_or(Err(StartError::Interrupted))?;
+        let (keys, store, audit, collected) = opened.await.unwrap_or(Err(StartError::Interrupted))?;
         if let Err(source) = std::fs::read_dir(&options.tree)
             && store.latest()?.is_none()
         {
             return Err(StartError::NoTree { tree: options.tree, source });
         }
         let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
-        Ok(Self { options, keys, store, collected, shutdown, tasks })
+        Ok(Self { options, keys, store, audit, collected, shutdown, tasks })
     }
 
     fn start_core(&self, fence: Option<FencedCommits>) -> Result<Core, StartError> {
-        let Self { options, keys, store, collected, shutdown, tasks } = self;
+        let Self { options, keys, store, audit, collected, shutdown, tasks } = self;
         let (observed_sender, observed) = mpsc::channel(OBSERVED_QUEUE);
         let planner = Planner::new(store.clone(), &options.data, PlanBudget::default())?;
         let fleet = Fleet::start(store.clone(), keys.clone(), observed_sender, shutdown.clone(), tasks)?;
@@ -171,6 +173,7 @@ impl Origin {
             options: options.scan(collected.as_ref(), |one| is_linked(store, keys, one)),
             store: store.clone(),
             keys: keys.clone(),
+            audit: audit.clone(),
             retention: options.retention,
             policies: Arc::new(options.policies.clone()),
             fleet: fleet.clone(),
@@ -218,11 +221,10 @@ impl Origin {
     fn serve(self, core: Core, sockets: Sockets) -> Result<Running, StartError> {
         let Sockets { grpc, grpc_address, http, http_address, page, admin } = sockets;
         let extras = self.start_extras(&core)?;
-        let audit = Audit::open(&self.options.data)?;
-        self.serve_agents(grpc, &core, &extras, &audit)?;
+        self.serve_agents(grpc, &core, &extras)?;
         let state = self.state(&core, extras, self.start_upkeep(), grpc_address, http_address);
         let (directory, sources) = (self.directory(&core), self.sources(state.clone()));
-        let Self { options, collected, shutdown, tasks, .. } = self;
+        let Self { options, audit, collected, shutdown, tasks, .. } = self;
         let Core { fleet, new_directories, committer, .. } = core;
         let page = Ports { http, http_address, page }.serve(sources, directory.clone(), &tasks, &shutdown)?;
         let news = collected.map(|collection| collection.news());

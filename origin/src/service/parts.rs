@@ -11,7 +11,6 @@ use tokio::sync::watch;
 
 use super::{Core, Origin, StartError, deposed, leave_agents, upkeep};
 use crate::admin::offline::DataDirectory;
-use crate::audit::Audit;
 use crate::http::metrics;
 use crate::on_rollout::Herald;
 use crate::publish::{PublishRequests, Publisher};
@@ -66,7 +65,6 @@ impl Origin {
         grpc: TcpListener,
         core: &Core,
         extras: &Extras,
-        audit: &Audit,
     ) -> Result<(), StartError> {
         let services = Services {
             keys: self.keys.clone(),
@@ -76,7 +74,7 @@ impl Origin {
             // A directory that is no longer configured stays in DATA, and is not offered to nodes.
             collected: self.collected.clone().filter(|_| !self.options.collected.is_empty()),
             locations: extras.publish.as_ref().and_then(PublishRequests::locations),
-            audit: audit.clone(),
+            audit: self.audit.clone(),
         };
         let agents = self.shutdown.child_token();
         self.tasks.spawn(serve::serve(grpc, services, agents.clone())?);

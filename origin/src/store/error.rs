@@ -202,6 +202,9 @@ pub enum SealError {
     /// Any other failure.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The caller had to make something else durable first, and could not.
+    #[error(transparent)]
+    Before(Box<dyn std::error::Error + Send + Sync>),
 }
 
 /// Wraps an error of redb, each of whose operations has its own type.

@@ -266,12 +266,12 @@ impl Writer {
     pub fn seal_with(
         self,
         signed: &SignedGeneration,
-        change: impl FnOnce(&mut Records<'_>) -> Result<(), StoreError>,
+        change: impl FnOnce(&mut Records<'_>) -> Result<(), SealError>,
     ) -> Result<(), SealError> {
         let started = Instant::now();
         let sealed = self.finish(|t| {
             insert_generation(t, signed)?;
-            Ok(change(&mut Records::open(t)?)?)
+            change(&mut Records::open(t)?)
         });
         metrics().sealed(started.elapsed());
         sealed

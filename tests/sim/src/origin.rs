@@ -130,11 +130,13 @@ impl Origin {
         let records = Arc::new(Mortal { store: store.clone(), life: life.clone() });
         let fleet = Fleet::start(records, keys.clone(), observed_sender, shutdown.clone(), &tasks)?;
         let watch = Arc::new(Watch::start(tree, data, POLL)?);
+        let audit = Audit::open(data).context("open the audit")?;
         let mut sealer = Sealer::open(Parts {
             source: Box::new(WorkTree::new(tree.to_path_buf(), watch)),
             options: ScanOptions { allow_mass_deletion: true, ..ScanOptions::default() },
             store: store.clone(),
             keys: keys.clone(),
+            audit: audit.clone(),
             retention: Default::default(),
             policies: Arc::new(policies),
             fleet: fleet.clone(),
@@ -149,7 +151,6 @@ impl Origin {
             let parts = (store.clone(), keys.clone(), planner.clone());
             sealer = publish(sealer, publishing, parts, data, (&fleet, &shutdown, &tasks))?;
         }
-        let audit = Audit::open(data).context("open the audit")?;
         let (limit, collected, locations) = (None, None, None);
         let services = Services { keys, fleet, planner, audit, limit, collected, locations };
         Ok(Self { services, sealer, observed, store, life, shutdown, tasks })
