@@ -6,7 +6,8 @@
 //! *indistinct*.
 //!
 //! One record, `commit`/`indistinct`: `u64` number of the generation, then JSON. It is written after a
-//! generation with such files was sealed; a crash in between loses a warning.
+//! generation with such files was sealed, and without a sync; a crash before the next change of the store is
+//! durable loses a warning.
 
 use serde::{Deserialize, Serialize};
 use syncd_shared::diff::DiffError;
@@ -151,7 +152,7 @@ fn save(store: &Store, generation: GenerationNumber, indistinct: &SomeFiles) -> 
     // A number and strings always serialise.
     let json = serde_json::to_vec(indistinct).unwrap_or_default();
     let value = [&generation.get().to_le_bytes()[..], &json].concat();
-    store.update_records(|records| records.put(NAMESPACE, NAME, &value))
+    store.note_records(|records| records.put(NAMESPACE, NAME, &value))
 }
 
 /// A warning about a generation's indistinct files, if it had any when it was sealed. Unreadable records are

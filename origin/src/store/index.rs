@@ -134,13 +134,28 @@ impl Index {
         &self,
         write: impl FnOnce(&WriteTransaction) -> Result<T, E>,
     ) -> Result<T, E> {
+        let durability = if test_faults::answers_early() { Durability::None } else { Durability::Immediate };
+        self.write_with(durability, write)
+    }
+
+    /// Like [`Self::write`], but durable only with the next durable change. Costs no sync.
+    pub(super) fn write_later<T>(
+        &self,
+        write: impl FnOnce(&WriteTransaction) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        self.write_with(Durability::None, write)
+    }
+
+    fn write_with<T, E: From<StoreError>>(
+        &self,
+        durability: Durability,
+        write: impl FnOnce(&WriteTransaction) -> Result<T, E>,
+    ) -> Result<T, E> {
         // Writing to an unlinked file would succeed and lose the data.
         self.in_place()?;
         let database = self.database()?;
         let written = caught(|| {
             let mut transaction = database.begin_write().map_err(index)?;
-            let durability =
-                if test_faults::answers_early() { Durability::None } else { Durability::Immediate };
             transaction.set_durability(durability).map_err(index)?;
             let out = match write(&transaction) {
                 Ok(out) => out,

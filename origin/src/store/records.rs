@@ -86,6 +86,15 @@ impl Store {
         self.index.write(|t| change(&mut Records::open(t)?))
     }
 
+    /// Like [`Self::update_records`], for records that may be lost: durable only with the next durable
+    /// change, and without a sync.
+    pub fn note_records<T>(
+        &self,
+        change: impl FnOnce(&mut Records<'_>) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        self.index.write_later(|t| change(&mut Records::open(t)?))
+    }
+
     pub fn record(&self, namespace: &str, name: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         self.index.read(|t| get(&t.open_table(RECORDS).map_err(index)?, namespace, name))
     }
