@@ -46,6 +46,8 @@ pub enum Scenario {
     FirstSeal,
     /// docs a -> b: on an additional node, and from commit to live on the first node.
     Update,
+    /// WordPress 6.4 -> 6.5, back to the tree that the nodes hold, and forth again.
+    Release,
     /// Nothing changed, or nothing to do.
     NoChange,
     /// One changed file of 200,000 and of 1,000, `commit --wait` until live on two agents.
@@ -111,7 +113,7 @@ impl Bench {
                 Scenario::Update | Scenario::Rename => drop(self.docs()),
                 Scenario::EveryFile => drop(self.many()),
                 Scenario::OneFile | Scenario::Sustained => drop((self.many(), corpora::many(1000))),
-                Scenario::FanOut => drop(corpora::wordpress()),
+                Scenario::FanOut | Scenario::Release => drop(corpora::wordpress()),
                 Scenario::Growth => drop(corpora::docs_small()),
                 Scenario::Big | Scenario::Uploads => {}
             }

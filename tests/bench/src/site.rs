@@ -185,6 +185,11 @@ impl Site {
         number(&complete(&mut self.origin.command("commit", &["--wait=600s"])))
     }
 
+    /// Runs `rollback --wait`, which ends when the tree before is live on every node again.
+    pub fn rollback_live(&self) {
+        complete(&mut self.origin.command("rollback", &["--wait=600s", "--yes"]));
+    }
+
     /// Starts `commit` and measures the seconds until `live` of the first `nodes` is the new generation. Also
     /// returns its number.
     pub fn commit_to_live(&self, nodes: usize) -> (f64, u64) {

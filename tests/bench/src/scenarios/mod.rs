@@ -8,6 +8,7 @@ mod first_sync;
 mod growth;
 mod no_change;
 mod one_file;
+mod release;
 mod rename;
 mod sustained;
 mod update;
@@ -22,6 +23,7 @@ pub fn measure(scenario: Scenario, bench: &Bench) -> Report {
         Scenario::FirstSync => first_sync::measure(bench),
         Scenario::FirstSeal => first_seal::measure(bench),
         Scenario::Update => update::measure(bench),
+        Scenario::Release => release::measure(bench),
         Scenario::NoChange => no_change::measure(bench),
         Scenario::OneFile => one_file::measure(bench),
         Scenario::Sustained => sustained::measure(bench),
