@@ -32,6 +32,12 @@ fn no_seed_with_an_object_store_forks_the_log_or_loses_a_commit() {
     simulate(&["--store", "--seeds", "60"]);
 }
 
+/// A promoted origin died before it knew of its first generation, and took it for another origin's.
+#[test]
+fn a_seed_with_an_object_store_that_once_failed_holds() {
+    simulate(&["--store", "--first", "459", "--seeds", "1"]);
+}
+
 /// A node that was cut off returns to a restored origin after the last commit. Two of 10,000 seeds found it.
 #[test]
 fn seeds_that_once_failed_hold() {

@@ -137,7 +137,7 @@ impl FencedCommits {
                 && current.is_some_and(|current| current.epoch() < promotion.epoch)
         });
         match takes_over {
-            true => Fence::promoted(own, last, PROMOTION_JUMP),
+            true => Fence::promoted(own, self.earlier.clone(), last, PROMOTION_JUMP),
             false => Fence::started(own, self.earlier.clone(), last),
         }
     }

@@ -79,8 +79,8 @@ impl Fence {
 
     /// The right of an origin that is promoted: its epoch is higher than any before. `last` is the last
     /// generation that it has seen; later ones are found on the way.
-    pub fn promoted(own: Author, last: u64, jump: u64) -> Self {
-        Self { step: jump, ..Self::started(own, Vec::new(), last) }
+    pub fn promoted(own: Author, earlier: Vec<Nonce>, last: u64, jump: u64) -> Self {
+        Self { step: jump, ..Self::started(own, earlier, last) }
     }
 
     pub fn author(&self) -> Author {

@@ -241,7 +241,7 @@ impl World {
             let last = if bug == Bug::NoClaim { known + 1 } else { known };
             let last_known = known.checked_sub(1).and_then(|at| self.cells[at as usize]);
             promoted.origins[1] = Some(Origin {
-                fence: Fence::promoted(own, last, 2),
+                fence: Fence::promoted(own, Vec::new(), last, 2),
                 content: None,
                 must_read: false,
                 last: last_known.map(|(author, content)| (author.epoch, known, content)),
@@ -319,7 +319,7 @@ fn the_walk_notices_planted_bugs() {
 
 #[test]
 fn a_promoted_origin_claims_the_next_number_and_then_jumps() {
-    let mut fence = Fence::promoted(Author { epoch: 2, nonce: nonce(9) }, 7, PROMOTION_JUMP);
+    let mut fence = Fence::promoted(Author { epoch: 2, nonce: nonce(9) }, Vec::new(), 7, PROMOTION_JUMP);
     assert_eq!(fence.offer(), Ok(8));
     assert_eq!(fence.found(Some(Author { epoch: 1, nonce: nonce(1) }), false), Verdict::Skipped);
     assert_eq!(fence.offer(), Ok(9));
@@ -328,4 +328,13 @@ fn a_promoted_origin_claims_the_next_number_and_then_jumps() {
     let deposed = fence.found(Some(Author { epoch: 3, nonce: nonce(2) }), false);
     assert_eq!(deposed, Verdict::Held(Reason::Deposed { epoch: 3 }));
     assert_eq!(fence.offer(), Err(Reason::Deposed { epoch: 3 }));
+}
+
+#[test]
+fn a_promoted_origin_that_died_before_it_knew_of_its_claim_skips_it() {
+    let own = Author { epoch: 2, nonce: nonce(9) };
+    let mut fence = Fence::promoted(own, vec![nonce(8)], 7, PROMOTION_JUMP);
+    assert_eq!(fence.offer(), Ok(8));
+    assert_eq!(fence.found(Some(Author { epoch: 2, nonce: nonce(8) }), false), Verdict::Skipped);
+    assert_eq!(fence.offer(), Ok(9));
 }
