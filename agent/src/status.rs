@@ -103,26 +103,29 @@ pub struct Refused {
     pub reason: String,
     /// When, RFC 3339, UTC.
     pub since: String,
+    /// Another number under which the tree was announced last; `null`: there was none.
+    pub announced: Option<u64>,
 }
 
 impl Refused {
     pub(crate) fn of(refusal: &Refusal) -> Self {
-        let Refusal { generation, reason, since_ms, .. } = refusal;
-        let since = rfc3339(*since_ms);
-        Self { generation: generation.number, root: generation.root, reason: reason.clone(), since }
+        let Refusal { generation, reason, since_ms, announced, .. } = refusal;
+        let (reason, since) = (reason.clone(), rfc3339(*since_ms));
+        Self { generation: generation.number, root: generation.root, reason, since, announced: *announced }
     }
 }
 
 /// Written as one line.
 impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { generation, root, reason, since } = self;
+        let Self { generation, root, reason, since, announced } = self;
         let root = root.to_string();
-        write!(
-            f,
-            "generation {generation} (root {}) since {since}: {reason}",
-            root.get(..12).unwrap_or(&root)
-        )
+        let root = root.get(..12).unwrap_or(&root);
+        write!(f, "generation {generation} (root {root}) since {since}")?;
+        if let Some(number) = announced {
+            write!(f, ", announced again as generation {number}")?;
+        }
+        write!(f, ": {reason}")
     }
 }
 

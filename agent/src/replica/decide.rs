@@ -70,8 +70,15 @@ impl Replica {
             }
             Decision::Refuse(generation, reason) => {
                 let back = self.slots.decisions().good;
-                self.slots.refuse(Refusal { generation, reason, since_ms: now_ms(), back })?;
+                self.slots.refuse(Refusal {
+                    generation,
+                    reason,
+                    since_ms: now_ms(),
+                    back,
+                    announced: None,
+                })?;
             }
+            Decision::Announced(refused, number) => self.slots.note_announced(refused, number)?,
             Decision::Accept(number) => {
                 if !self.slots.accept(number)? {
                     return Err(DecideError::NotRefused { number });

@@ -26,9 +26,12 @@ use crate::build::StageError;
 use crate::fixture::{Site, path, snapshot, snapshot_below};
 use crate::replica::Replica;
 use crate::replica::activate::{ActivateError, ActivationContext};
+use crate::replica::decide::DecideError;
 use crate::replica::maintain::Upkept;
 use crate::replica::verify::Damage;
+use crate::session::worker::Decision;
 use crate::source::FetchError;
+use crate::state::decisions::Named;
 use crate::state::disk::fault;
 
 fn inode(path: &Path) -> u64 {
@@ -512,6 +515,21 @@ fn a_lost_record_is_built_again_from_the_live_tree() {
     assert!(site.publish(&mut replica));
     assert_eq!(site.origin.sent.len(), 1);
     site.assert_live_is_tree();
+}
+
+#[test]
+fn a_refusal_is_taken_back_by_the_number_announced_last_without_its_record() {
+    let (site, mut replica) = settled();
+    let mut refused = Named::of(&replica.status().live.unwrap());
+    refused.number = 7;
+    replica.decide(Decision::Refuse(refused, "broken".into())).unwrap();
+    replica.decide(Decision::Announced(refused, 9)).unwrap();
+    drop(replica);
+    std::fs::remove_file(site.root().join("state/record.redb")).unwrap();
+    let mut replica = site.open();
+    assert!(matches!(replica.decide(Decision::Accept(8)), Err(DecideError::NotRefused { number: 8 })));
+    replica.decide(Decision::Accept(9)).unwrap();
+    assert!(matches!(replica.decide(Decision::Accept(7)), Err(DecideError::NotRefused { number: 7 })));
 }
 
 #[test]

@@ -62,8 +62,6 @@ pub struct Machine {
     shown_drift: Option<Drift>,
     redial: Backoff,
     target: Option<Target>,
-    /// The newest announcement if this node refuses it, and the number that its tree is refused under.
-    left_out: Option<(u64, u64)>,
     staged: Option<(GenerationNumber, RootHash)>,
     /// The staged generation last reported on this connection.
     said_staged: Option<(GenerationNumber, RootHash)>,
@@ -118,7 +116,6 @@ impl Machine {
             shown_drift: None,
             redial: Backoff::new(Duration::from_millis(200), Duration::from_secs(9)),
             target: None,
-            left_out: None,
             staged: None,
             said_staged: None,
             checks: Checks::new(),

@@ -62,6 +62,16 @@ pub struct Refusal {
     pub since_ms: i64,
     /// The last generation that had passed then: the node returns to it.
     pub back: Option<Named>,
+    /// Another number under which the tree was announced last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub announced: Option<u64>,
+}
+
+impl Refusal {
+    /// Whether a person means this refusal by `number`.
+    pub fn is_named(&self, number: u64) -> bool {
+        self.generation.number == number || self.announced == Some(number)
+    }
 }
 
 /// All decisions.
@@ -145,7 +155,13 @@ mod tests {
     fn refusal(number: u64) -> Refusal {
         let root = RootHash::from_bytes([number as u8; 32]);
         let generation = Named { epoch: 1, number, root };
-        Refusal { generation, reason: "exit status: 1\nbroken".into(), since_ms: 5, back: None }
+        Refusal {
+            generation,
+            reason: "exit status: 1\nbroken".into(),
+            since_ms: 5,
+            back: None,
+            announced: None,
+        }
     }
 
     #[test]

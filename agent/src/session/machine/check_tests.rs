@@ -172,9 +172,19 @@ impl Node {
             Decision::Pass(_) => (decisions.good, decisions.trial) = (live, None),
             Decision::Stay(_) => decisions.trial = None,
             Decision::Refuse(generation, reason) => {
-                decisions.refuse(Refusal { generation, reason, since_ms: 0, back: decisions.good });
+                decisions.refuse(Refusal {
+                    generation,
+                    reason,
+                    since_ms: 0,
+                    back: decisions.good,
+                    announced: None,
+                });
             }
-            Decision::Accept(number) => decisions.refused.retain(|r| r.generation.number != number),
+            Decision::Announced(refused, number) => {
+                let mut refusals = decisions.refused.iter_mut();
+                refusals.find(|r| r.generation == refused).unwrap().announced = Some(number);
+            }
+            Decision::Accept(number) => decisions.refused.retain(|r| !r.is_named(number)),
             Decision::Drain(drained) => decisions.node.drained = drained,
             Decision::Pin(generation) => {
                 decisions.trial = None;
@@ -383,7 +393,13 @@ fn a_start_after_a_refusal_goes_on_with_the_return() {
     node.switch_to(2);
     let mut state = node.state.clone();
     let target = state.decisions.trial.unwrap().target;
-    state.decisions.refuse(Refusal { generation: target, reason: "broken".into(), since_ms: 0, back: None });
+    state.decisions.refuse(Refusal {
+        generation: target,
+        reason: "broken".into(),
+        since_ms: 0,
+        back: None,
+        announced: None,
+    });
     let mut node = Node::started(state);
     assert_eq!(node.live(), 1);
     node.check(Phase::Returned, Ok(()));
@@ -437,6 +453,7 @@ fn a_refused_root_is_refused_under_every_number_until_a_person_accepts_it() {
         "generation 9 is refused on this node: its tree failed the check as generation 2: broken; ";
     assert!(error.starts_with(expected) && error.contains("syncd-agent accept 9"), "{error}");
     assert!(!node.machine.is_behind(), "a node that refuses is not behind");
+    assert_eq!(node.state.decisions.refused[0].announced, Some(9), "it is recorded");
     node.apply(Event::Order(Decision::Accept(9)));
     node.settle();
     assert!(node.refused().is_empty(), "by the number that was announced last");

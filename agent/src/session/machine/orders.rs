@@ -24,14 +24,15 @@ impl Machine {
 
     /// Takes an order that a person gave on the node. Its result is an [`Action::Ordered`].
     pub(super) fn ordered_here(&mut self, decision: Decision) {
-        // The list of refusals knows the tree by the number whose check failed.
-        let decision = match (decision, self.left_out) {
-            (Decision::Accept(number), Some((announced, refused))) if number == announced => {
-                Decision::Accept(refused)
+        // The list of refusals may not know the newest number yet.
+        let known = |due: &Decision| match (due, &decision) {
+            (Decision::Announced(refused, announced), Decision::Accept(number)) if number == announced => {
+                Some(Decision::Accept(refused.number))
             }
-            (decision, _) => decision,
+            _ => None,
         };
-        self.orders_due.push_back(decision);
+        let known = self.decisions_due.iter().find_map(known);
+        self.orders_due.push_back(known.unwrap_or(decision));
     }
 
     /// Takes the origin's orders for this node.
@@ -118,7 +119,10 @@ impl Machine {
     /// Drops the target with this number, which this node refuses, and reports why.
     pub(super) fn leave_out(&mut self, number: u64, refusal: &Refusal, out: &mut Vec<Action>) {
         self.target = None;
-        self.left_out = Some((number, refusal.generation.number));
+        if !refusal.is_named(number) {
+            self.decisions_due.retain(|due| !matches!(due, Decision::Announced(..)));
+            self.decisions_due.push_back(Decision::Announced(refusal.generation, number));
+        }
         self.failed(number, refused(number, refusal), out);
     }
 

@@ -55,7 +55,6 @@ impl Machine {
             self.leave_out(generation.number().get(), &refusal, out);
             return Ok(());
         }
-        self.left_out = None;
         let live = self.replica.live.as_ref().map(|live| live.generation().root.totals);
         let totals = generation.generation().root.totals.covering(live.unwrap_or_default());
         let file = Some(announce.update_file).filter(|file| !file.is_empty());

@@ -134,6 +134,8 @@ pub enum Decision {
     Refuse(Named, String),
     /// The trial of the generation is over, without a result.
     Stay(Named),
+    /// The tree of this refused generation was announced under another number.
+    Announced(Named, u64),
     /// The refusals of this number are forgotten.
     Accept(u64),
     /// `drain` and `undrain` on the node.

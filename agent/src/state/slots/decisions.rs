@@ -91,11 +91,22 @@ impl Slots {
         Ok(self.decide(decisions, true)?)
     }
 
+    /// Notes that the tree of a refused generation was announced under another number.
+    pub fn note_announced(&mut self, refused: Named, number: u64) -> Result<(), SlotError> {
+        let mut decisions = self.known.decisions.clone();
+        let Some(refusal) = decisions.refused.iter_mut().find(|refusal| refusal.generation == refused) else {
+            return Ok(());
+        };
+        refusal.announced = Some(number);
+        write_refused(&self.layout.state, &decisions.refused)?;
+        Ok(self.decide(decisions, true)?)
+    }
+
     /// Forgets the refusals of a number. Returns whether there were any.
     pub fn accept(&mut self, number: u64) -> Result<bool, SlotError> {
         let mut decisions = self.known.decisions.clone();
         let before = decisions.refused.len();
-        decisions.refused.retain(|refusal| refusal.generation.number != number);
+        decisions.refused.retain(|refusal| !refusal.is_named(number));
         let found = decisions.refused.len() < before;
         if found {
             write_refused(&self.layout.state, &decisions.refused)?;
