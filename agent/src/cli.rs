@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use clap::{CommandFactory, Parser};
+use clap::{CommandFactory, FromArgMatches, Parser};
 use indicatif::HumanBytes;
 use syncd_runtime::local_socket;
 use syncd_runtime::output::note;
@@ -57,7 +57,9 @@ impl Cli {
         let arguments =
             config_file::arguments_with_config(given.iter().cloned(), &command, Some(Path::new(CONFIG)))
                 .map_err(|error| command.error(clap::error::ErrorKind::Io, error_chain(&error)))?;
-        Self::try_parse_from(arguments)
+        let matches = config_file::typed_first(command.clone(), &given).try_get_matches_from(arguments);
+        matches
+            .and_then(|mut matches| Self::from_arg_matches_mut(&mut matches))
             .map_err(|error| config_file::explain(error, &command, &given, Some(Path::new(CONFIG))))
     }
 }

@@ -6,7 +6,8 @@
 //! that none knows is an error. Options without a variable belong to a single command line and have no key,
 //! so that `check` of the file is never the flag of `status --check`.
 //!
-//! A value of the file gives way to an option that was given and conflicts with it.
+//! A value of the file gives way to an option that was given and conflicts with it. So does a variable to an
+//! option on the command line ([`typed_first`]).
 //!
 //! A table named like an option that takes a value holds what the program reads by itself ([`table`]), as
 //! tables of their own. Its key `default` is the value of the option.
@@ -21,10 +22,10 @@ use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use clap::builder::StyledStr;
+use clap::builder::{OsStr, Resettable, StyledStr};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
-use clap::{Arg, ArgMatches, Command};
+use clap::{Arg, ArgMatches, Command, Id};
 use toml::{Table, Value};
 
 use crate::usage;
@@ -96,6 +97,30 @@ pub fn arguments_with_config(
     }
     arguments.splice(at + 1..at + 1, inserted);
     Ok(arguments)
+}
+
+/// The command without the variables of options that conflict with an option on the command line. `given` are
+/// the arguments that [`arguments_with_config`] was called with; that function needs the command as it was.
+/// The command must not be built yet, or clap looks for options in wrong places.
+pub fn typed_first(command: Command, given: &[OsString]) -> Command {
+    let lenient = command.clone().ignore_errors(true);
+    let Ok(matches) = lenient.try_get_matches_from(given) else { return command };
+    let Some((name, given)) = matches.subcommand() else { return command };
+    let Some(own) = command.find_subcommand(name) else { return command };
+    let of = |source| {
+        let is_of = move |option: &&Arg| given.value_source(option.get_id().as_str()) == Some(source);
+        own.get_arguments().filter(is_of)
+    };
+    let gives_way =
+        |option: &&Arg| of(ValueSource::CommandLine).any(|typed| exclude_each_other(own, typed, option));
+    let silent: Vec<_> =
+        of(ValueSource::EnvVariable).filter(gives_way).map(|option| option.get_id().clone()).collect();
+    if silent.is_empty() {
+        return command;
+    }
+    let without =
+        |own: Command, option: Id| own.mut_arg(option, |option| option.env(Resettable::<OsStr>::Reset));
+    command.mut_subcommand(name, |own| silent.into_iter().fold(own, without))
 }
 
 /// Makes an error of clap fit to print, see [`usage::printable`]. An error about a value gets the source of
@@ -245,11 +270,15 @@ fn option<'a>(command: &'a Command, long: &str) -> Option<&'a Arg> {
 
 /// Whether an option that was given excludes this one.
 fn conflicts(command: &Command, given: &ArgMatches, option: &Arg) -> bool {
+    let mut others = command.get_arguments().filter(|other| is_given(given, other));
+    others.any(|other| exclude_each_other(command, other, option))
+}
+
+fn exclude_each_other(command: &Command, one: &Arg, other: &Arg) -> bool {
     let excludes = |one: &Arg, other: &Arg| {
         command.get_arg_conflicts_with(one).iter().any(|found| found.get_id() == other.get_id())
     };
-    let mut others = command.get_arguments().filter(|other| is_given(given, other));
-    others.any(|other| excludes(other, option) || excludes(option, other))
+    excludes(one, other) || excludes(other, one)
 }
 
 fn is_given(given: &ArgMatches, option: &Arg) -> bool {
@@ -430,6 +459,24 @@ mod tests {
             let matches = with(file, &["serve", "--data=/d", given]).unwrap();
             assert!(!matches.subcommand().unwrap().1.contains_id(&file[..file.find(' ').unwrap()]));
         }
+    }
+
+    #[test]
+    fn a_variable_gives_way_to_a_typed_option_that_conflicts_with_it() {
+        let path = std::env::var("PATH").unwrap();
+        let with_env = command().mut_subcommand("serve", |c| {
+            c.mut_arg("settle_max", |arg| arg.env("PATH"))
+                .mut_arg("alone", |arg| arg.conflicts_with("settle_max"))
+        });
+        let parse = |given: &[&str]| {
+            let given: Vec<OsString> =
+                ["syncd", "serve", "--data=/d"].iter().chain(given).map(OsString::from).collect();
+            typed_first(with_env.clone(), &given).try_get_matches_from(given)
+        };
+        assert_eq!(value(&parse(&[]).unwrap(), "settle_max").unwrap(), path);
+        let typed = parse(&["--alone=x"]).unwrap();
+        assert_eq!((value(&typed, "settle_max"), value(&typed, "alone")), (None, Some("x".to_owned())));
+        assert!(parse(&["--alone=x", "--settle-max=1s"]).is_err(), "two typed ones");
     }
 
     #[test]

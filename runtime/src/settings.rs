@@ -109,9 +109,10 @@ pub fn settings(
 ) -> Result<Result<Vec<Setting>, clap::Error>, ConfigError> {
     let service = line.get(1).map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let mut lenient = program.clone().mut_subcommand(&service, |c| c.mut_args(|arg| arg.required(false)));
+    let resolved = config_file::typed_first(lenient.clone(), line);
     lenient.build();
     let arguments = config_file::arguments_with_config(line.iter().cloned(), &lenient, Some(usual))?;
-    let parse = |arguments: &[OsString]| lenient.clone().try_get_matches_from(arguments);
+    let parse = |arguments: &[OsString]| resolved.clone().try_get_matches_from(arguments);
     let (given, all) = match (parse(line), parse(&arguments)) {
         (Ok(given), Ok(all)) => (given, all),
         (Err(error), _) | (_, Err(error)) => return Ok(Err(error)),

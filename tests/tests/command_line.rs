@@ -68,6 +68,31 @@ fn wrong_usage_is_exit_code_2() {
 }
 
 #[test]
+fn a_typed_option_goes_before_a_variable_that_conflicts_with_it() {
+    let fingerprint = "0".repeat(64);
+    let variables =
+        [("SYNCD_ORIGIN", "a:1"), ("SYNCD_FOLLOW", "file:///a"), ("SYNCD_TRUST", fingerprint.as_str())];
+    let shown = |typed: &[&str], variables: &[(&str, &str)]| {
+        let mut command = Command::new(binary("syncd-agent"));
+        command.args(["config", "show", "--config", "/dev/null", "--"]).args(typed);
+        command.envs(variables.iter().copied());
+        run_within(&mut command, Duration::from_secs(20))
+    };
+    let has = |shown: &str, name: &str, value: &str| {
+        let words = shown.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        assert!(words.clone().any(|words| words.starts_with(&[name, value])), "{name} {value} in\n{shown}");
+    };
+    let followed = shown(&["--follow", "file:///b", "--trust", &fingerprint], &variables[..1]);
+    let followed = followed.expect_success().stdout;
+    has(&followed, "follow", "file:///b");
+    has(&followed, "origin", "the");
+    let joined = shown(&["--origin", "b:1"], &variables[1..]).expect_success().stdout;
+    has(&joined, "origin", "b:1");
+    has(&joined, "follow", "-");
+    shown(&[], &variables).expect_code(2);
+}
+
+#[test]
 fn a_wrong_value_is_told_with_its_option_its_source_and_an_example() {
     let scene = Scene::new("wrong-values");
     let config = scene.path("syncd.toml");

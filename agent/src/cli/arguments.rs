@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::bail;
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 use syncd_runtime::bucket::BucketUrl;
 use syncd_runtime::manual::Shell;
 use syncd_runtime::rate::Rate;
@@ -225,7 +225,7 @@ pub(super) struct Join {
     #[arg(long, env = "SYNCD_TOKEN", hide_env_values = true, value_name = "TOKEN")]
     pub(super) token: Option<String>,
     /// File with the join token; `-` is standard input.
-    #[arg(long, value_name = "FILE", env = "SYNCD_TOKEN_FILE")]
+    #[arg(long, value_name = "FILE", env = "SYNCD_TOKEN_FILE", conflicts_with = "token")]
     pub(super) token_file: Option<PathBuf>,
     /// Name of the agent [default: the name that ROOT has, otherwise the host name].
     #[arg(long, env = "SYNCD_NAME")]
@@ -243,6 +243,7 @@ pub(super) struct Join {
 }
 
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("peer").args(["follow", "origin"]).multiple(true))]
 pub(super) struct Run {
     #[command(flatten)]
     pub(super) place: Place,
@@ -255,11 +256,12 @@ pub(super) struct Run {
     #[arg(long, env = "SYNCD_FOLLOW", value_name = "URL", requires = "trust", conflicts_with = "origin")]
     pub(super) follow: Option<BucketUrl>,
     /// Fingerprint of the root key whose tree is followed, as printed by `syncd-origin key show`.
-    #[arg(long, env = "SYNCD_TRUST", value_name = "FINGERPRINT", requires = "follow")]
+    /// Has no effect with --origin.
+    #[arg(long, env = "SYNCD_TRUST", value_name = "FINGERPRINT", requires = "peer")]
     pub(super) trust: Option<RootFingerprint>,
     /// Age of the release that was seen last from which this node is not ready, as in 2d. It serves on
-    /// [default: no limit].
-    #[arg(long, env = "SYNCD_HEAD_MAX_AGE", value_name = "TIME", requires = "follow",
+    /// [default: no limit]. Has no effect with --origin.
+    #[arg(long, env = "SYNCD_HEAD_MAX_AGE", value_name = "TIME", requires = "peer",
         value_parser = parse_time)]
     pub(super) head_max_age: Option<Duration>,
     /// Address of the health page [default: 127.0.0.1:8875].

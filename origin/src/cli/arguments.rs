@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::builder::StyledStr;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use syncd_runtime::bucket::BucketUrl;
 use syncd_runtime::config_file::{self, ConfigError};
 use syncd_runtime::manual::Shell;
@@ -373,7 +373,11 @@ impl Cli {
         let command = Self::command();
         let arguments =
             config_file::arguments_with_config(given.iter().cloned(), &command, Some(Path::new(CONFIG)))?;
-        let parsed = Self::try_parse_from(join_wait(arguments)).map_err(|error| with_unit(error, &given));
+        let matches =
+            config_file::typed_first(command.clone(), &given).try_get_matches_from(join_wait(arguments));
+        let parsed = matches
+            .and_then(|mut matches| Self::from_arg_matches_mut(&mut matches))
+            .map_err(|error| with_unit(error, &given));
         Ok(parsed.map_err(|error| config_file::explain(error, &command, &given, Some(Path::new(CONFIG)))))
     }
 }
