@@ -25,9 +25,11 @@ use syncd_shared::text::{counted, error_chain};
 
 use self::arguments::{Command, Join, Run};
 use crate::admin::{self, Order, Reply, Request, nobody_serves};
+use crate::identity::AgentIdentity;
 use crate::join::{self, JoinOptions, Joined};
 use crate::session::worker::{Display, Drifted, Verified};
 use crate::status::{self, AgentStatus, Verdict};
+use crate::trust::{Shown, shown};
 use crate::{offline, php, service};
 
 /// Configuration file that is read unless another one is named.
@@ -222,9 +224,35 @@ async fn check_php(root: &Path, check: php::check::Check) -> anyhow::Result<Exit
 }
 
 async fn status(root: &Path, json: bool, check: bool) -> anyhow::Result<ExitCode> {
+    compare_with_origin(root, fingerprint).await?;
     let status = current_status(root).await?;
     print_status(&status, json)?;
     Ok(match status.verdict() {
+/// Reports whether the root key that was pinned is that of the document that the origin shows.
+async fn compare_with_origin(root: &Path, fingerprint: RootFingerprint) -> anyhow::Result<()> {
+    let identity = AgentIdentity::load(root)?;
+    let running = running_status(root).await?;
+    let address = running.map_or_else(|| identity.origin_address().to_owned(), |status| status.origin);
+    if address.contains("://") {
+        // A published tree, whose documents the follower checks by itself.
+        return Ok(());
+    }
+    match shown(&address, identity.tree_id(), fingerprint).await {
+        Ok(Shown::Same(number)) => {
+            note(format_args!("trust document {number} of the origin is of this root key"))
+        }
+        Ok(Shown::Other(number)) => note(format_args!(
+            "warning: trust document {number}, which the origin shows, is of another root key. If the new root key has signed \
+             there, the fingerprint is wrong: compare it with `syncd-origin key show`, and run `syncd-agent trust` again"
+        )),
+        Err(error) => note(format_args!(
+            "the fingerprint was not compared with the origin's: {}. `syncd-origin key show` prints it",
+            error_chain(&error)
+        )),
+    }
+    Ok(())
+}
+
         Verdict::NotServing if check => ExitCode::FAILURE,
         Verdict::NotFollowing if check => ExitCode::from(3),
         _ => ExitCode::SUCCESS,

@@ -1,4 +1,4 @@
-//! Asks an origin for its trust document, before the origin is trusted.
+//! Asks an origin for its trust document, before the origin is trusted, and compares it with a fingerprint.
 //!
 //! The connection proves nothing about the origin. Nothing secret is sent on it, and only a document that the
 //! pinned root key has signed is believed.
@@ -11,6 +11,8 @@ use syncd_proto::v1::enrolment_client::EnrolmentClient;
 use syncd_runtime::channel::{ConnectError, connect};
 use syncd_runtime::tls::{ClientTls, TlsError};
 use syncd_shared::TreeId;
+use syncd_shared::identity::trust::TrustError;
+use syncd_shared::identity::{RootFingerprint, SignedTrust};
 use syncd_shared::limits::TRUST_DOCUMENT_MAX_BYTES;
 use tonic::transport::Channel;
 
@@ -33,6 +35,36 @@ pub enum AskTrustError {
     /// The origin has another tree, or is none.
     #[error("the origin shows no trust document")]
     Refused(#[from] tonic::Status),
+    /// The answer is no document of this tree.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
+}
+
+/// The root key of the document that an origin shows, compared with a fingerprint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shown {
+    /// Document with this number, of that root key.
+    Same(u32),
+    /// Document with this number, of another root key.
+    Other(u32),
+}
+
+impl Shown {
+    pub(crate) fn of(document: &SignedTrust, root: RootFingerprint) -> Self {
+        let is_same = document.document().root_fingerprint() == root;
+        if is_same { Self::Same(document.number()) } else { Self::Other(document.number()) }
+    }
+}
+
+/// Compares the document that the origin at `address` shows with a fingerprint. The origin proves nothing, so
+/// the result is a hint for a person. Cancel safe.
+pub(crate) async fn shown(
+    address: &str,
+    tree_id: TreeId,
+    root: RootFingerprint,
+) -> Result<Shown, AskTrustError> {
+    let document = ask_trust(address, tree_id).await?;
+    Ok(Shown::of(&SignedTrust::of_tree(&document, tree_id)?, root))
 }
 
 /// Asks the origin at `address` for its document. Cancel safe.

@@ -229,6 +229,14 @@ fn an_authority_is_replaced_offline_and_nodes_renew_by_themselves() {
     origin.stop();
 }
 
+/// Nodes that the origin's status has a note for.
+fn nodes_with_note(origin: &Origin, words: &str) -> Vec<String> {
+    let status = origin.cli("status", &["--json"]).expect_success().json();
+    let has_note = |agent: &&serde_json::Value| agent["notes"].to_string().contains(words);
+    let agents = status["agents"].as_array().expect("a list").iter().filter(has_note);
+    agents.map(|agent| agent["name"].as_str().expect("a name").to_owned()).collect()
+}
+
 #[test]
 fn a_lost_root_key_is_replaced_and_pinned_on_each_node() {
     let (scene, origin) = site("keys-root");
@@ -245,10 +253,20 @@ fn a_lost_root_key_is_replaced_and_pinned_on_each_node() {
         agent.try_status().and_then(|status| status.error).filter(|error| error.contains("syncd-agent trust"))
     });
     assert_eq!(trust(&agent), Some(1));
+    let need = || nodes_with_note(&origin, &format!("syncd-agent trust {print}"));
+    assert_eq!(need(), ["web1", "web2"], "also one that is away");
     agent.cli("trust", &["00"]).expect_code(2);
-    agent.cli("trust", &[&print]).expect_success();
+    let wrong = agent.cli("trust", &[&"0".repeat(64)]).expect_success();
+    assert!(
+        wrong.stderr.contains("warning: trust document 2, which the origin shows, is of another"),
+        "{wrong:#?}"
+    );
+    let right = agent.cli("trust", &[&print]).expect_success();
+    assert!(right.stderr.contains("trust document 2 of the origin is of this root key"), "{right:#?}");
+    wait::until("one node to be left", || (need() == ["web2"]).then_some(()));
     stopped.cli("trust", &[&print]).expect_success();
     stopped.start();
+    wait::until("no node to be left", || need().is_empty().then_some(()));
     origin.wait_connected(&["web1", "web2"]);
     follows(&agent, &origin, 2);
     follows(&stopped, &origin, 2);

@@ -14,6 +14,7 @@ use syncd_shared::{GenerationNumber, RootHash, SignedGeneration, Totals, update_
 
 use super::worker::{Inline, ReplicaState};
 use crate::hooks::{HookState, RunOutcome};
+use crate::identity::Trusted;
 use crate::state::decisions::Named;
 use crate::status::Drift;
 
@@ -26,10 +27,10 @@ const INLINE_DIRECTORIES_MAX_BYTES: usize = 8 * 1024 * 1024;
 /// Optional features that this agent announces.
 pub(crate) const FEATURES: &[&str] = &[FEATURE_DELTAS];
 
-/// First message on a stream. `trust` is the number of the newest trust document.
+/// First message on a stream.
 pub(super) fn hello(
     boot_id: &str,
-    trust: u32,
+    trust: &Trusted,
     replica: &ReplicaState,
     hook: Option<v1::HookReport>,
     (has_check, check): (bool, Option<v1::CheckReport>),
@@ -47,11 +48,12 @@ pub(super) fn hello(
         held: held.take(HELD_GENERATIONS_MAX).map(signed).collect(),
         hook,
         drift: replica.drift.as_ref().map(drift_report),
-        trust,
+        trust: trust.document.number(),
         refused: replica.decisions.refused.iter().map(|refusal| refused(&refusal.generation)).collect(),
         check,
         standing: Some(replica.decisions.node.into()),
         has_check,
+        root_key: Bytes::copy_from_slice(trust.root.as_bytes()),
     }
 }
 

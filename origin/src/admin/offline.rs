@@ -29,7 +29,7 @@ use crate::commit::{CollectionGate, CommitError, Rollbacks, State, forget_damage
 use crate::error_chain;
 use crate::events;
 use crate::fleet::registry::Registry;
-use crate::fleet::{FleetView, RecordError, TokenView, token_id};
+use crate::fleet::{AgentView, FleetView, RecordError, TokenView, token_id};
 use crate::keys::{Keys, KeysError};
 use crate::overlap;
 use crate::page::{Access, AccessError};
@@ -319,7 +319,7 @@ impl DataDirectory {
         let mut status = describe(&self.keys, &self.store, current.as_ref());
         status.state = State::Stopped;
         status.hold = Rollbacks::load(&self.store)?.hold().map(HoldStatus::from);
-        status.agents = agents.iter().map(AgentStatus::new).collect();
+        status.agents = agents.iter().map(|agent| self.describe_agent(agent)).collect();
         Ok(status)
     }
 
@@ -338,7 +338,7 @@ impl DataDirectory {
             purge: purge.clone().map(PurgeStatus::from),
             polled: polled.clone(),
             rollout: rollout.rollout.clone(),
-            agents: fleet.agents.iter().map(AgentStatus::new).collect(),
+            agents: fleet.agents.iter().map(|agent| self.describe_agent(agent)).collect(),
             collected: self.describe_collected(),
             ..describe(&self.keys, &self.store, origin.current.as_ref())
         }
@@ -346,6 +346,18 @@ impl DataDirectory {
 
     /// The served collected directories. Blocks for a few reads of their index.
     pub fn describe_collected(&self) -> Vec<CollectedLine> {
+    /// The status of an agent, with a note if it follows another root key than the origin's.
+    fn describe_agent(&self, agent: &AgentView) -> AgentStatus {
+        let mut status = AgentStatus::new(agent);
+        let root_key = self.keys.trust().document().root_fingerprint();
+        if agent.root_key.is_some_and(|pinned| pinned != root_key) {
+            status
+                .notes
+                .push(format!("it trusts another root key: run `syncd-agent trust {root_key}` on that node"));
+        }
+        status
+    }
+
         let Some(collected) = &self.collected else { return Vec::new() };
         let is_linked = |options: &_| is_linked(&self.store, &self.keys, options);
         let served = self.tree.as_deref().map(|tree| Served { tree, is_linked: &is_linked });

@@ -464,6 +464,7 @@ mod tests {
                 spare_misses: 0,
                 drift: None,
                 fork: None,
+                root_key: None,
                 notes: Vec::new(),
             }
         };

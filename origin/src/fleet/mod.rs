@@ -29,7 +29,7 @@ use std::time::Duration;
 
 use syncd_shared::generation::GenerationError;
 use syncd_shared::identity::authority::AuthorityKey;
-use syncd_shared::identity::{AgentName, JoinToken, PeerIdentity};
+use syncd_shared::identity::{AgentName, JoinToken, PeerIdentity, RootFingerprint};
 use syncd_shared::{
     CheckStatus, Fork, GenerationNumber, HookStatus, NodeStanding, OrderedStanding, RootHash,
     SignedGeneration,
@@ -111,6 +111,8 @@ pub struct Greeting {
     pub drift: Option<AgentDrift>,
     /// Another root than this origin's under one of its numbers.
     pub fork: Option<Fork>,
+    /// The root key that it has pinned.
+    pub root_key: Option<RootFingerprint>,
     /// Remarks for an operator.
     pub notes: Vec<String>,
 }
@@ -418,6 +420,7 @@ fn agent_view(name: &AgentName, record: &AgentRecord) -> AgentView {
         spare_misses: 0,
         drift: record.told.drift.clone(),
         fork: None,
+        root_key: record.told.root_key.as_ref().and_then(|key| key.parse().ok()),
         notes: Vec::new(),
     }
 }

@@ -397,6 +397,7 @@ impl FleetTask {
         view.has_check = greeting.has_check;
         view.standing = greeting.standing;
         view.refused = greeting.refused;
+        view.root_key = greeting.root_key;
         view.state = if greeting.live.is_some() { AgentState::Live } else { AgentState::Empty };
         view.error = None;
         view.needs_operator = false;

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::fmt;
 
+use syncd_shared::identity::RootFingerprint;
 use syncd_shared::limits::REFUSED_GENERATIONS_MAX;
 use syncd_shared::text::counted;
 use syncd_shared::{
@@ -110,6 +111,8 @@ pub struct AgentView {
     /// Another root than this origin's under one of its numbers, as shown when the agent connected. Until it
     /// has a later generation.
     pub fork: Option<Fork>,
+    /// The root key that it has pinned, as last reported.
+    pub root_key: Option<RootFingerprint>,
     /// Remarks for an operator, for example about a cloned certificate.
     pub notes: Vec<String>,
 }

@@ -22,7 +22,7 @@ use syncd_proto::v1;
 use syncd_proto::v1::agent_message::Message as FromAgent;
 use syncd_proto::v1::origin_message::Message as ToAgent;
 use syncd_shared::generation::GenerationError;
-use syncd_shared::identity::{PeerIdentity, SignedTrust};
+use syncd_shared::identity::{PeerIdentity, RootFingerprint, SignedTrust};
 use syncd_shared::limits::{HELD_GENERATIONS_MAX, REASON_MAX_BYTES, REFUSED_GENERATIONS_MAX};
 use syncd_shared::text::one_line;
 use syncd_shared::wire::root_hash;
@@ -55,6 +55,7 @@ const HELD_KNOWN_MAX: usize = 4;
 const SPARE_MISSES_MAX: u64 = u32::MAX as u64;
 /// Longest boot ID and agent version, in bytes.
 const SHORT_TEXT_MAX_BYTES: usize = 256;
+const FINGERPRINT_BYTES: usize = 32;
 
 /// The parts of an announcement beside the generation: an update file, or places that have the bytes.
 type Plan = Pin<Box<dyn Future<Output = (Bytes, Vec<String>)> + Send>>;
@@ -179,6 +180,9 @@ pub(super) fn greet(
     let refused = hello.refused.iter().map(|refused| root_hash(&refused.root, "refused root"));
     let refused = refused.collect::<Result<Vec<_>, _>>()?;
     limit("boot id", hello.boot_id.len(), SHORT_TEXT_MAX_BYTES)?;
+    limit("root key", hello.root_key.len(), FINGERPRINT_BYTES)?;
+    let root_key = <[u8; FINGERPRINT_BYTES]>::try_from(&hello.root_key[..]).ok();
+    let root_key = root_key.map(RootFingerprint::from_bytes);
     limit("agent version", hello.agent_version.len(), SHORT_TEXT_MAX_BYTES)?;
     let mut notes = Vec::new();
     let mut check = |shown: Option<v1::SignedGeneration>, what: &str| {
@@ -215,6 +219,7 @@ pub(super) fn greet(
         standing,
         drift,
         fork: None,
+        root_key,
         notes,
     })
 }

@@ -16,7 +16,7 @@ use syncd_runtime::channel::{ConnectError, connect};
 use syncd_runtime::key_file;
 use syncd_runtime::tls::ClientTls;
 use syncd_shared::identity::authority::{certificate_request, generate_key};
-use syncd_shared::identity::{JoinToken, RootKey, SignedTrust};
+use syncd_shared::identity::{JoinToken, RootFingerprint, RootKey, SignedTrust};
 use syncd_shared::limits::FETCH_MESSAGE_MAX_BYTES;
 use syncd_shared::update_file::read_whole;
 use syncd_shared::wire::{FEATURE_DELTAS, ObjectsBatch};
@@ -904,4 +904,21 @@ async fn an_agent_with_a_newer_trust_document_shows_that_this_origin_is_older() 
     let _control = origin.attached(&node, v1::Hello { trust: 7, ..hello() }).await;
     let view = origin.until("web1", |a| a.connected && !a.notes.is_empty()).await;
     assert!(view.notes[0].contains("trust document 7, newer than 1"), "{:?}", view.notes);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_root_key_that_a_node_has_pinned_is_known() {
+    let origin = Origin::start().await;
+    let node = origin.node("web1").await;
+    let pinned = [7; 32];
+    let hello = |key: &[u8]| v1::Hello { root_key: Bytes::copy_from_slice(key), ..hello() };
+    let control = origin.attached(&node, hello(&pinned)).await;
+    let view = origin.until("web1", |a| a.connected).await;
+    assert_eq!(view.root_key, Some(RootFingerprint::from_bytes(pinned)));
+    drop(control);
+    // It is known while the node is away, and an older agent does not report it.
+    let view = origin.until("web1", |a| !a.connected).await;
+    assert!(view.root_key.is_some());
+    let _control = origin.attached(&node, hello(&[])).await;
+    origin.until("web1", |a| a.connected && a.root_key.is_none()).await;
 }

@@ -74,6 +74,9 @@ pub struct Hello {
     /// The node has a check of its own. Without a report, the linked generation has not passed it.
     #[prost(bool, tag = "15")]
     pub has_check: bool,
+    /// Fingerprint of the root key that the agent has pinned.
+    #[prost(bytes = "bytes", tag = "16")]
+    pub root_key: ::prost::bytes::Bytes,
 }
 /// Orders given on the node by a person. Sent in Hello, and again on every change.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

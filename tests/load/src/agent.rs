@@ -172,6 +172,7 @@ impl LoadAgent {
             check: None,
             standing: None,
             has_check: false,
+            root_key: Bytes::copy_from_slice(self.identity.trust().root.as_bytes()),
         }
     }
 

@@ -161,7 +161,7 @@ impl Machine {
                 self.standing_told = self.replica.decisions.node;
                 self.said_staged = None;
                 let (hook, check) = (self.hook_told.clone(), (self.has_check(), self.checks.told.clone()));
-                let (boot_id, trust) = (&self.trust.boot_id, self.trust.keys.document.number());
+                let (boot_id, trust) = (&self.trust.boot_id, &self.trust.keys);
                 let hello = messages::hello(boot_id, trust, &self.replica, hook, check);
                 out.push(Action::Dial(Box::new(hello)));
                 self.shown = self.replica.live.as_ref().map(|l| (l.number(), l.root_hash()));

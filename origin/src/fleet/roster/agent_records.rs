@@ -91,6 +91,9 @@ pub(in crate::fleet) struct Told {
     pub(in crate::fleet) hook: Option<HookStatus>,
     #[serde(default)]
     pub(in crate::fleet) drift: Option<AgentDrift>,
+    /// Fingerprint of the root key that it has pinned.
+    #[serde(default)]
+    pub(in crate::fleet) root_key: Option<String>,
 }
 
 /// An operator's orders for a node.

@@ -109,6 +109,7 @@ pub(super) fn told(view: &AgentView) -> Told {
             HookStatus { outcome, duration_ms: 0, attempt: 0, ..hook }
         }),
         drift: view.drift.clone(),
+        root_key: view.root_key.map(|key| key.to_string()),
     }
 }
 
