@@ -2,7 +2,7 @@
 
 use syncd_shared::diff::{Change, Comparison, DiffError, PartLimits};
 use syncd_shared::text::counted_of;
-use syncd_shared::{Entry, RootEntry, SignedGeneration, TreePath};
+use syncd_shared::{Entry, Metadata, RootEntry, SignedGeneration, TreePath};
 
 use super::rollbacks::Rollbacks;
 use crate::store::Store;
@@ -11,13 +11,21 @@ use crate::tree_objects::{TreeObjectError, TreeObjects};
 /// Number of changes of a rollback examined; of a larger one, the first in path order.
 const LOOKED_AT_MAX: u64 = 10_000;
 
-/// Counts over the paths changed by a rollback.
+/// Counts over the paths changed by a rollback: files, links, renamed directories, and directories of another
+/// mode or owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct BroughtBack {
     /// Paths that are as they were before the rollback.
     back: u64,
     /// Paths examined, at most [`LOOKED_AT_MAX`].
     of: u64,
+}
+
+impl BroughtBack {
+    fn note(&mut self, is_back: bool) {
+        self.of += 1;
+        self.back += u64::from(is_back);
+    }
 }
 
 /// A remark if the published tree, or a part of it, had been rolled back. `rollbacks` and `current` are from
@@ -41,12 +49,12 @@ pub(super) fn remark(
         return None;
     }
     match count(store, &before.root, &current.generation().root, tree) {
+        Ok(BroughtBack { back: 0, .. }) => None,
         Ok(found) if found.back == found.of => Some(again(aside.number, "")),
-        Ok(found) if found.back > 0 => {
+        Ok(found) => {
             let text = again(aside.number, "a part of ");
             Some(format!("{text} ({})", counted_of(found.back, Some(found.of), "path", "paths")))
         }
-        Ok(_) => None,
         Err(error) => {
             tracing::warn!("compare with generation {}: {}", aside.number, crate::error_chain(&error));
             None
@@ -68,22 +76,26 @@ fn count(
     let is_renamed =
         |path: &TreePath| renames.iter().any(|rename| rename.to == *path || rename.from == *path);
     let mut found = BroughtBack::default();
+    // The root of a tree is no entry of it.
+    if access(&before.metadata) != access(&after.metadata) {
+        found.note(access(&before.metadata) == access(&tree.metadata));
+    }
     let mut failed = None;
     comparison.each(|change| {
-        let is_directory = match change {
-            Change::Removed { entry, .. } | Change::Added { entry, .. } => entry.is_directory(),
-            Change::Modified { to, .. } => to.is_directory(),
+        // The content of other directories is listed by itself.
+        let counts = match change {
+            Change::Removed { entry, path } | Change::Added { entry, path } => {
+                !entry.is_directory() || is_renamed(path)
+            }
+            Change::Modified { from, to, .. } => {
+                !to.is_directory() || access(&from.metadata) != access(&to.metadata)
+            }
         };
-        // The content of a directory counts, unless the directory was renamed whole and its content is not
-        // listed.
-        if is_directory && !is_renamed(change.path()) {
+        if !counts {
             return true;
         }
         match objects.entry_at(tree, change.path()) {
-            Ok(now) => {
-                found.of += 1;
-                found.back += u64::from(is_back(change, now.as_ref()));
-            }
+            Ok(now) => found.note(is_back(change, now.as_ref())),
             Err(source) => failed = Some(DiffError::Source { path: change.path().clone(), source }),
         }
         failed.is_none() && found.of < LOOKED_AT_MAX
@@ -95,7 +107,15 @@ fn count(
 fn is_back(change: &Change, now: Option<&Entry>) -> bool {
     match change {
         Change::Removed { .. } => now.is_none(),
+        Change::Modified { to: was, .. } if was.is_directory() => {
+            now.is_some_and(|now| now.is_directory() && access(&now.metadata) == access(&was.metadata))
+        }
         Change::Added { entry: was, .. } | Change::Modified { to: was, .. } => now
             .is_some_and(|now| now.kind == was.kind && (was.is_directory() || now.metadata == was.metadata)),
     }
+}
+
+/// Mode and owner. The time of a directory changes with its content.
+fn access(metadata: &Metadata) -> (u16, u32, u32) {
+    (metadata.mode, metadata.uid, metadata.gid)
 }

@@ -306,6 +306,30 @@ async fn a_commit_says_how_much_of_what_was_rolled_back_it_publishes_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_mended_mode_of_the_tree_is_not_what_was_rolled_back() {
+    use std::os::unix::fs::PermissionsExt;
+    let site = Site::new(3);
+    let origin = site.serve(Trigger::Manual).await;
+    let chmod = |mode| fs::set_permissions(site.tree(), fs::Permissions::from_mode(mode)).unwrap();
+    let again = async || {
+        let answer = origin.committer().commit(CommitOptions::default()).await;
+        sealed(answer.result);
+        answer.remarks.into_iter().find(|remark| remark.contains("publishes again"))
+    };
+    chmod(0o755);
+    sealed(commit(&origin).await);
+    chmod(0o700);
+    sealed(commit(&origin).await);
+    sealed(rollback(&origin, 1).await);
+    chmod(0o751);
+    assert_eq!(again().await, None);
+    sealed(rollback(&origin, 1).await);
+    site.write("f0", "nothing to do with it");
+    assert_eq!(again().await.unwrap(), "this publishes again what was rolled back: generation 4");
+    origin.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn manual_publishes_only_on_command_and_after_a_restart_without_reading_files() {
     let site = Site::new(3);
     let origin = site.serve(Trigger::Manual).await;
