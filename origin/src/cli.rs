@@ -9,6 +9,7 @@ mod help;
 mod key;
 mod passphrase;
 mod printer;
+mod reach;
 mod serve;
 mod summary;
 mod watch;
@@ -22,12 +23,12 @@ use anyhow::{Context as _, bail};
 use clap::CommandFactory as _;
 use syncd_runtime::act_as;
 use syncd_runtime::bucket::BucketUrl;
-use syncd_runtime::local_socket::{self, LocalSocketError};
+use syncd_runtime::local_socket;
 use syncd_runtime::manual::{self, Shell};
 use syncd_runtime::output::{self, note};
 
 use crate::admin;
-use crate::admin::offline::{DataDirectory, join_address};
+use crate::admin::offline::join_address;
 use crate::admin::protocol::{NodeRequest, Reply, Request, Wait};
 use crate::commit::RollbackShown;
 use crate::fleet::live_wait;
@@ -38,6 +39,7 @@ use self::actions::{CommitArgs, NodeArgs, Report, RollbackArgs, TokenAction};
 pub use self::arguments::{Cli, HTTP, LISTEN, join_wait};
 use self::arguments::{Command, Json};
 use self::printer::{Print, Printer, described};
+use self::reach::{Reached, reach};
 use self::serve::serve_until_signal;
 use self::summary::Summary;
 
@@ -308,27 +310,29 @@ async fn restore(data: PathBuf, from: BucketUrl) -> anyhow::Result<ExitCode> {
 /// Like [`ask`], and returns the lines of the answer.
 async fn answers(data: &Path, request: Request) -> anyhow::Result<Vec<Reply>> {
     let mut lines = Vec::new();
-    match local_socket::request::<_, Reply>(&admin::socket_path(data), &request).await {
-        Ok(mut replies) => {
-            while let Some(reply) = replies.next().await? {
+    match reach(data, &request).await? {
+        Reached::Served { first, mut replies } => {
+            let mut next = first.map(|reply| *reply);
+            while let Some(reply) = next {
                 match reply {
                     Reply::Done { .. } => return Ok(lines),
                     Reply::Error { message } => bail!(message),
                     line => lines.push(line),
                 }
+                next = replies.next().await?;
             }
             bail!("the origin stopped before it had answered")
         }
-        Err(LocalSocketError::NotServed { .. }) => {
-            match DataDirectory::open(data)?.answer_recorded(request, &mut |line| {
+        Reached::Opened(directory) => {
+            let last = directory.answer_recorded(request, &mut |line| {
                 lines.push(line);
                 true
-            }) {
+            });
+            match last {
                 Reply::Error { message } => bail!(message),
                 _ => Ok(lines),
             }
         }
-        Err(error) => Err(error).with_context(|| format!("ask the origin that serves {}", data.display())),
     }
 }
 
@@ -345,19 +349,19 @@ async fn ask_with(
 ) -> anyhow::Result<ExitCode> {
     let mut printer = Printer::new(print, &request);
     printer.summary = summary;
-    match local_socket::request::<_, Reply>(&admin::socket_path(data), &request).await {
-        Ok(mut replies) => {
-            while let Some(reply) = replies.next().await? {
+    match reach(data, &request).await? {
+        Reached::Served { first, mut replies } => {
+            let mut next = first.map(|reply| *reply);
+            while let Some(reply) = next {
                 if let Some(code) = printer.take(reply)? {
                     return Ok(code);
                 }
+                next = replies.next().await?;
             }
             bail!("the origin stopped before it had answered")
         }
-        Err(LocalSocketError::NotServed { .. }) => {
-            let data = data.to_owned();
+        Reached::Opened(directory) => {
             tokio::task::spawn_blocking(move || {
-                let directory = DataDirectory::open(&data)?;
                 let mut failed = None;
                 let last = directory.answer_recorded(request, &mut |line| match printer.take(line) {
                     Ok(_) => true,
@@ -373,7 +377,6 @@ async fn ask_with(
             })
             .await?
         }
-        Err(error) => Err(error).with_context(|| format!("ask the origin that serves {}", data.display())),
     }
 }
 

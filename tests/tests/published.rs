@@ -481,6 +481,7 @@ fn an_origin_on_standby_is_promoted_and_agents_follow_it() {
     published.origin.kill9();
     let promoted = standby.cli("promote", &[]).expect_success();
     assert!(promoted.stderr.contains("this is the origin now"), "{promoted:#?}");
+    standby.cli("status", &[]).expect_success();
     agent.wait_live(last + TAKEN_OVER);
     let told = wait::until("the promoted origin to answer", || {
         let told = standby.cli("events", &["--json"]);

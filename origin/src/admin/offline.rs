@@ -43,6 +43,8 @@ const DEFAULT_PORT: u16 = 8873;
 
 /// Answers to what only a serving origin can do.
 const NO_ORIGIN: &str = "no origin serves this data directory: start `syncd-origin serve` first";
+/// Reason of the state of an origin that does not run.
+const STOPPED: &str = "no origin serves this data directory: start `syncd-origin serve`";
 const NO_STANDBY: &str =
     "no origin stands by in this data directory: start `syncd-origin serve --standby` first";
 const NOT_WATCHED: &str = "no origin serves this data directory, and the tree is not being watched: start `syncd-origin serve` first";
@@ -317,7 +319,7 @@ impl DataDirectory {
         let current = self.latest()?;
         let agents = Registry::new(self.store.clone()).agents()?;
         let mut status = describe(&self.keys, &self.store, current.as_ref());
-        status.state = State::Stopped;
+        (status.state, status.reason) = (State::Stopped, Some(STOPPED.to_owned()));
         status.hold = Rollbacks::load(&self.store)?.hold().map(HoldStatus::from);
         status.agents = agents.iter().map(|agent| self.describe_agent(agent)).collect();
         Ok(status)

@@ -257,7 +257,7 @@ impl Standby {
         let mut lines = self.read(Request::Status).await;
         for line in &mut lines {
             if let Reply::Status(status) = line {
-                status.state = State::Standby;
+                (status.state, status.reason) = (State::Standby, None);
                 status.http_address = self.http_address.map(|address| address.to_string());
                 let (url, released) = (self.url.clone(), status.generation);
                 let error = self.followed.borrow().error.clone();
