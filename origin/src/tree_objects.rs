@@ -41,7 +41,11 @@ impl From<StoreError> for TreeObjectError {
 impl DirectorySource for TreeObjects<'_> {
     type Error = TreeObjectError;
 
+    /// The empty directory exists without being stored, because the first generation is compared with it.
     fn page(&self, object: &ObjectHash) -> Result<Arc<Page>, TreeObjectError> {
+        if *object == RootEntry::empty().object {
+            return Ok(Arc::default());
+        }
         let found = match self {
             Self::Store(store) => store.page(object)?,
             Self::Writer(writer) => writer.page(object)?,

@@ -195,6 +195,7 @@ fn a_browser_shows_every_page_without_running_what_a_name_says() {
     for (path, text) in [
         ("/history", HOSTILE),
         ("/generation/1", "onerror=alert(1)"),
+        ("/generation/1/file/index.html", "not there"),
         ("/generation/2", "index.html"),
         ("/generation/2/file/index.html", "<b>again</b>"),
         ("/generation/2/file/secret.txt", "not every user"),

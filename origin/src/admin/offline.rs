@@ -346,8 +346,6 @@ impl DataDirectory {
         }
     }
 
-    /// The served collected directories. Blocks for a few reads of their index.
-    pub fn describe_collected(&self) -> Vec<CollectedLine> {
     /// The status of an agent, with a note if it follows another root key than the origin's.
     fn describe_agent(&self, agent: &AgentView) -> AgentStatus {
         let mut status = AgentStatus::new(agent);
@@ -360,6 +358,8 @@ impl DataDirectory {
         status
     }
 
+    /// The served collected directories. Blocks for a few reads of their index.
+    pub fn describe_collected(&self) -> Vec<CollectedLine> {
         let Some(collected) = &self.collected else { return Vec::new() };
         let is_linked = |options: &_| is_linked(&self.store, &self.keys, options);
         let served = self.tree.as_deref().map(|tree| Served { tree, is_linked: &is_linked });
@@ -632,6 +632,9 @@ mod tests {
         let history = replies(&directory, Request::History);
         let added = ChangeCounts { added: 1, ..ChangeCounts::default() };
         assert!(matches!(&*history, [Reply::History(line)] if line.changes == Some(added)), "{history:?}");
+        let path = TreePath::from_bytes(b"current").unwrap();
+        assert!(directory.version(&RootEntry::empty(), &path).unwrap().is_none());
+        assert!(directory.version(&root, &path).unwrap().is_some());
     }
 
     #[test]

@@ -19,21 +19,21 @@ const CONTEXT: usize = 3;
 /// After this time the difference is a coarser one.
 const TIME_MAX: Duration = Duration::from_millis(200);
 
-/// Two versions of a path, of which one may be missing.
-pub fn difference(old: Option<&Version>, new: Option<&Version>) -> Markup {
+/// Two versions of a path, of which one may be missing. `before` is shown in place of a missing old one.
+pub fn difference(old: Option<&Version>, new: Option<&Version>, before: &str) -> Markup {
     html! {
         dl.facts {
-            div { dt { "Before" } dd { (about(old)) } }
-            div { dt { "After" } dd { (about(new)) } }
+            div { dt { "Before" } dd { (about(old, before)) } }
+            div { dt { "After" } dd { (about(new, "not there")) } }
         }
         (content(old, new))
     }
 }
 
-fn about(version: Option<&Version>) -> Markup {
+fn about(version: Option<&Version>, missing: &str) -> Markup {
     html! {
         @match version {
-            None => "not there",
+            None => (missing),
             Some(Version { entry, .. }) => { (kind(entry)) ", mode " (format!("{:04o}", entry.metadata.mode)) },
         }
     }

@@ -162,6 +162,10 @@ pub fn file(sources: &Sources, number: u64, path: &str) -> Result<Option<Markup>
     let Some(pair) = Pair::read(directory, number)? else { return Ok(None) };
     let old = pair.root_before().map(|from| directory.version(&from, &path)).transpose()?.flatten();
     let new = directory.version(&pair.to.generation().root, &path)?;
+    let before = match (&pair.from, pair.parent) {
+        (None, Some(parent)) => format!("unknown: generation {parent} is no longer retained"),
+        _ => "not there".to_owned(),
+    };
     if old.is_none() && new.is_none() {
         return Ok(None);
     }
@@ -169,7 +173,7 @@ pub fn file(sources: &Sources, number: u64, path: &str) -> Result<Option<Markup>
         section aria-labelledby="file-title" {
             p.trail { a href={ "/generation/" (number) } { "Generation " (number) } }
             h1.path #file-title { (path) }
-            (difference(old.as_ref(), new.as_ref()))
+            (difference(old.as_ref(), new.as_ref(), &before))
         }
     }))
 }
