@@ -1,9 +1,9 @@
-//! Runs the check of a policy: a command for `sh -c`, with the rollout in its environment.
+//! Runs the check of a policy: a command for `sh -c`, with the rollout in its environment. Its standard input
+//! has the names of the switched nodes, one a line. Some thousands would be too long for a variable.
 
-use std::fs::File;
 use std::time::Duration;
 
-use syncd_runtime::command::{Ended, ShellCommand};
+use syncd_runtime::command::{Ended, ShellCommand, input_of};
 use syncd_shared::limits::REASON_MAX_BYTES;
 use syncd_shared::text::one_line;
 use tokio::task::JoinHandle;
@@ -32,6 +32,8 @@ impl Verdict {
 pub(super) struct CheckCommand {
     command: String,
     environment: Vec<(&'static str, String)>,
+    /// Standard input.
+    switched: String,
     limit: Duration,
 }
 
@@ -61,7 +63,7 @@ impl CheckRun {
 impl CheckCommand {
     pub(super) fn new(command: String, rollout: &Rollout, nodes: &[Node<'_>]) -> Self {
         let switched = nodes.iter().filter(|node| node.linked == Some(rollout.target)).map(|node| node.name);
-        let switched: Vec<&str> = switched.collect();
+        let switched: String = switched.flat_map(|name| [name, "\n"]).collect();
         let phase = if rollout.phase == Phase::Holding { "hold" } else { "before" };
         let environment = vec![
             ("SYNCD_GENERATION", rollout.target.number.to_string()),
@@ -71,9 +73,8 @@ impl CheckCommand {
             ("SYNCD_PHASE", phase.to_owned()),
             ("SYNCD_STEP", rollout.step.saturating_add(1).to_string()),
             ("SYNCD_STEPS", rollout.policy.steps.len().to_string()),
-            ("SYNCD_NODES", switched.join(" ")),
         ];
-        Self { command, environment, limit: LIMIT }
+        Self { command, environment, switched, limit: LIMIT }
     }
 
     /// Blocks until the command has ended, or was killed.
@@ -81,7 +82,7 @@ impl CheckCommand {
         let limit = self.limit;
         let environment = self.environment.iter().map(|(name, value)| (*name, value.into())).collect();
         let run = |input| ShellCommand { command: &self.command, environment, input, limit, stop }.run();
-        let failure = match File::open("/dev/null").and_then(run) {
+        let failure = match input_of(self.switched.as_bytes()).and_then(run) {
             Ok(Ended::Succeeded) => return Verdict { passed: true, output: String::new() },
             Ok(Ended::Failed { status, output }) => (status.to_string(), output),
             Ok(Ended::Killed { output }) => (format!("killed after {} s", limit.as_secs()), output),
@@ -101,12 +102,24 @@ mod tests {
 
     use super::*;
 
+    fn check(command: String, switched: &str) -> CheckCommand {
+        CheckCommand { command, environment: Vec::new(), switched: switched.to_owned(), limit: LIMIT * 10 }
+    }
+
+    #[test]
+    fn all_names_of_a_large_fleet_are_on_standard_input() {
+        let names: String = (0..10_000).map(|node| format!("{node:063}\n")).collect();
+        let command = "[ $(sort -u | wc -l) = 10000 ]".to_owned();
+        let verdict = check(command, &names).run(CancellationToken::new());
+        assert!(verdict.passed, "{}", verdict.output);
+    }
+
     #[tokio::test]
     async fn a_check_that_is_given_up_is_killed_with_what_it_started() {
         let scratch = tempfile::tempdir().unwrap();
         let pid = scratch.path().join("pid");
         let command = format!("setsid sh -c 'echo $$ > {0}.new; mv {0}.new {0}; sleep 1000'", pid.display());
-        let check = CheckCommand { command, environment: Vec::new(), limit: Duration::from_secs(1000) };
+        let check = CheckCommand { limit: Duration::from_secs(1000), ..check(command, "") };
         let run = CheckRun::start(check, (1, Phase::Staging), &CancellationToken::new());
         let begun = until(|| fs::read_to_string(&pid).ok()).await;
         drop(run);
