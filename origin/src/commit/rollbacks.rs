@@ -105,9 +105,12 @@ pub(crate) struct Rollbacks {
 impl Rollbacks {
     /// Loads the record. Empty before the first rollback.
     pub(crate) fn load(store: &Store) -> Result<Self, StoreError> {
-        match store.record(NAMESPACE, NAME)? {
-            Some(bytes) => Self::decode(&bytes).ok_or(StoreError::Entry { table: "records" }),
-            None => Ok(Self::default()),
+        let Some(bytes) = store.record(NAMESPACE, NAME)? else { return Ok(Self::default()) };
+        match bytes.first() {
+            Some(&actual) if actual != VERSION => {
+                Err(StoreError::RecordVersion { record: "rollbacks", actual, expected: VERSION })
+            }
+            _ => Self::decode(&bytes).ok_or(StoreError::Entry { table: "records" }),
         }
     }
 
@@ -412,6 +415,25 @@ mod tests {
         }
         assert_eq!(rollbacks.put_aside.len(), PUT_ASIDE_MAX);
         assert_eq!(rollbacks.put_aside(&generation(100, 100).root_hash()), Some(number(100)));
+    }
+
+    #[test]
+    fn a_record_of_another_build_is_named_and_not_misread() {
+        let data = tempfile::tempdir().unwrap();
+        let store = Store::create(data.path()).unwrap();
+        let written = |bytes: &[u8]| {
+            store.update_records(|records| records.put(NAMESPACE, NAME, bytes)).unwrap();
+            Rollbacks::load(&store).map_err(|error| error.to_string())
+        };
+        let full = Rollbacks::default().rolled_back(number(3), &generation(6, 3), Some(&generation(5, 1)), 7);
+        assert_eq!(written(&full.encode()), Ok(full.clone()));
+        let other = [&[VERSION - 1][..], &full.encode()[1..]].concat();
+        let error = written(&other).unwrap_err();
+        assert!(
+            error.starts_with("the record of rollbacks has version 2, expected 3: another build"),
+            "{error}"
+        );
+        assert!(written(&full.encode()[..9]).unwrap_err().contains("syncd-origin check"));
     }
 
     #[test]

@@ -97,6 +97,12 @@ pub enum StoreError {
     /// A value in the index does not match its checksum.
     #[error("an entry of table {table} in the index of the store is damaged; run: syncd-origin check")]
     Entry { table: &'static str },
+    /// A record that another build wrote, in a form that this one does not read.
+    #[error(
+        "the record of {record} has version {actual}, expected {expected}: another build of syncd-origin wrote it; use \
+         that build, or begin anew with `syncd-origin init` in another data directory"
+    )]
+    RecordVersion { record: &'static str, actual: u8, expected: u8 },
     /// A pack that the index refers to is missing. If garbage collection removed it, locating the chunk again
     /// helps.
     #[error("pack {pack} of the store is missing ({path})")]
