@@ -4,7 +4,8 @@
 //! Contents are copied to `staging/incoming` under their hashes, as if they had arrived. The first sync
 //! hashes them again and uses those that its generation has, under whatever name. The directory itself is
 //! only read: it is the way back, and keeps what the generation does not have. Symlinks are neither followed
-//! nor taken.
+//! nor taken. Those that lead out of the directory are listed: content behind them is in the replica only if
+//! the origin has it.
 
 #![cfg_attr(not(test), expect(clippy::disallowed_methods, reason = "directories that the operator names"))]
 
@@ -23,13 +24,25 @@ use crate::build::space::Demand;
 use crate::state::disk::{Dir, DiskError, Owners};
 use crate::state::layout::{Layout, LayoutError};
 
+/// Maximum number of links that are listed.
+const LINKS_MAX: usize = 10;
+
 /// Contents taken over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Adopted {
     /// Files with different contents.
     pub files: u64,
     /// Bytes of these files.
     pub bytes: u64,
+    pub outward: Outward,
+}
+
+/// Symlinks that lead out of the adopted directory, or to nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Outward {
+    pub links: u64,
+    /// The first of them, by path: path below the directory, and target.
+    pub first: Vec<(PathBuf, PathBuf)>,
 }
 
 /// Reason why a directory is not adopted.
@@ -144,7 +157,27 @@ pub(crate) fn adopt(root: &Path, from: &Path) -> Result<Adopted, AdoptError> {
         adopted.files += u64::from(taken);
         adopted.bytes += if taken { size } else { 0 };
     }
+    adopted.outward = outward(from);
     Ok(adopted)
+}
+
+/// Finds the links that lead out of a directory. A link that can't be read, or changes meanwhile, counts as
+/// one.
+fn outward(from: &Path) -> Outward {
+    let mut outward = Outward::default();
+    let Ok(real) = from.canonicalize() else { return outward };
+    let found = WalkDir::new(from).min_depth(1).sort_by_file_name().into_iter().filter_map(Result::ok);
+    for link in found.filter(walkdir::DirEntry::path_is_symlink) {
+        if link.path().canonicalize().is_ok_and(|target| target.starts_with(&real)) {
+            continue;
+        }
+        outward.links += 1;
+        if outward.first.len() < LINKS_MAX {
+            let name = link.path().strip_prefix(from).unwrap_or(link.path()).to_owned();
+            outward.first.push((name, fs::read_link(link.path()).unwrap_or_default()));
+        }
+    }
+    outward
 }
 
 fn demand(from: &Path, block_bytes: u64) -> Result<Demand, AdoptError> {
@@ -202,7 +235,11 @@ mod tests {
         std::os::unix::fs::symlink(temp.path().join("secret"), from.join("secret")).unwrap();
         check(&root, &from).unwrap();
         assert!(!root.exists(), "a check makes nothing");
-        assert_eq!(adopt(&root, &from).unwrap(), Adopted { files: 2, bytes: 300_005 });
+        std::os::unix::fs::symlink("../index.html", from.join("images/inward")).unwrap();
+        let out = (PathBuf::from("out"), temp.path().to_owned());
+        let secret = (PathBuf::from("secret"), temp.path().join("secret"));
+        let outward = Outward { links: 2, first: vec![out, secret] };
+        assert_eq!(adopt(&root, &from).unwrap(), Adopted { files: 2, bytes: 300_005, outward });
         let incoming = WalkDir::new(root.join("staging/incoming")).into_iter();
         let names = incoming.map(|entry| entry.unwrap()).filter(|entry| entry.file_type().is_file());
         assert_eq!(names.count(), 2);

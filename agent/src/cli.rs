@@ -21,10 +21,11 @@ use syncd_runtime::signals::Signals;
 use syncd_runtime::version::version;
 use syncd_runtime::{act_as, config_file, manual, output, supervisor, telemetry};
 use syncd_shared::identity::{JoinToken, RootFingerprint};
-use syncd_shared::text::{counted, error_chain};
+use syncd_shared::text::{counted, error_chain, one_line};
 
 use self::arguments::{Command, Join, Run};
 use crate::admin::{self, Order, Reply, Request, nobody_serves};
+use crate::adopt::Outward;
 use crate::identity::AgentIdentity;
 use crate::join::{self, JoinOptions, Joined};
 use crate::session::worker::{Display, Drifted, Verified};
@@ -34,6 +35,9 @@ use crate::{offline, php, service};
 
 /// Configuration file that is read unless another one is named.
 const CONFIG: &str = "/etc/syncd/agent.toml";
+
+/// Longest path that is shown.
+const SHOWN_MAX_BYTES: usize = 1_000;
 
 const EXIT_CODES: &str = "Exit codes: 0 success; 1 failure; 2 wrong usage; 141 standard output was closed. `status --check` \
                           has its own.\nSYNCD_LOG=debug logs more. See also: syncd-origin.";
@@ -129,6 +133,7 @@ async fn enrol(join: Join) -> anyhow::Result<ExitCode> {
         let files = counted(adopted.files, "file", "files");
         let (bytes, from) = (HumanBytes(adopted.bytes), from.display());
         note(format_args!("{files}, {bytes}, of {from} need not be fetched; {from} stays as it is"));
+        note_outward(&adopted.outward);
         let live = root.join("live");
         note(format_args!("once a generation is live: diff -rq --no-dereference {from} {}/", live.display()));
     }
@@ -137,6 +142,25 @@ async fn enrol(join: Join) -> anyhow::Result<ExitCode> {
         note(format_args!("{earlier} stays enrolled until it is revoked, at the origin: {revoke}"));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Lists links of an adopted directory that lead elsewhere.
+fn note_outward(outward: &Outward) {
+    if outward.links == 0 {
+        return;
+    }
+    let links = counted(outward.links, "symlink leads", "symlinks lead");
+    note(format_args!(
+        "{links} out of it. Content behind them is not taken, and comes only with the origin's tree:"
+    ));
+    for (name, target) in &outward.first {
+        let shown = |path: &Path| one_line(&path.to_string_lossy(), SHOWN_MAX_BYTES);
+        note(format_args!("  {} -> {}", shown(name), shown(target)));
+    }
+    let more = outward.links.saturating_sub(outward.first.len() as u64);
+    if more > 0 {
+        note(format_args!("  and {more} more: find DIR -type l"));
+    }
 }
 
 fn read_token(join: &Join) -> anyhow::Result<JoinToken> {
@@ -201,33 +225,10 @@ async fn trust(root: &Path, fingerprint: RootFingerprint) -> anyhow::Result<Exit
         Err(error) => return Err(error).context("can't ask the running agent"),
     }
     note(format_args!("trust documents of root key {fingerprint} are followed from now on"));
+    compare_with_origin(root, fingerprint).await?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Status of the running agent, or of the replica.
-async fn current_status(root: &Path) -> anyhow::Result<AgentStatus> {
-    match running_status(root).await? {
-        Some(status) => Ok(status),
-        None => {
-            let root = std::path::absolute(root)?;
-            Ok(tokio::task::spawn_blocking(move || offline::status(&root)).await??)
-        }
-    }
-}
-
-async fn check_php(root: &Path, check: php::check::Check) -> anyhow::Result<ExitCode> {
-    let running = running_status(root).await?;
-    let Some((swap, settings)) = running.and_then(|status| Some((status.swap, status.settings?))) else {
-        bail!("no agent runs on {}: start it, its options are part of what is checked", root.display())
-    };
-    php::check::run(check, root, swap, settings).await
-}
-
-async fn status(root: &Path, json: bool, check: bool) -> anyhow::Result<ExitCode> {
-    compare_with_origin(root, fingerprint).await?;
-    let status = current_status(root).await?;
-    print_status(&status, json)?;
-    Ok(match status.verdict() {
 /// Reports whether the root key that was pinned is that of the document that the origin shows.
 async fn compare_with_origin(root: &Path, fingerprint: RootFingerprint) -> anyhow::Result<()> {
     let identity = AgentIdentity::load(root)?;
@@ -253,6 +254,29 @@ async fn compare_with_origin(root: &Path, fingerprint: RootFingerprint) -> anyho
     Ok(())
 }
 
+/// Status of the running agent, or of the replica.
+async fn current_status(root: &Path) -> anyhow::Result<AgentStatus> {
+    match running_status(root).await? {
+        Some(status) => Ok(status),
+        None => {
+            let root = std::path::absolute(root)?;
+            Ok(tokio::task::spawn_blocking(move || offline::status(&root)).await??)
+        }
+    }
+}
+
+async fn check_php(root: &Path, check: php::check::Check) -> anyhow::Result<ExitCode> {
+    let running = running_status(root).await?;
+    let Some((swap, settings)) = running.and_then(|status| Some((status.swap, status.settings?))) else {
+        bail!("no agent runs on {}: start it, its options are part of what is checked", root.display())
+    };
+    php::check::run(check, root, swap, settings).await
+}
+
+async fn status(root: &Path, json: bool, check: bool) -> anyhow::Result<ExitCode> {
+    let status = current_status(root).await?;
+    print_status(&status, json)?;
+    Ok(match status.verdict() {
         Verdict::NotServing if check => ExitCode::FAILURE,
         Verdict::NotFollowing if check => ExitCode::from(3),
         _ => ExitCode::SUCCESS,

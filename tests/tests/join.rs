@@ -539,12 +539,17 @@ fn an_adopted_document_root_is_not_fetched_and_stays_as_it_was() {
     }
     write(&served, "index.html", "edited on this node");
     write(&served, "only-here.html", "precious");
+    std::os::unix::fs::symlink("/srv/uploads", served.join("uploads")).expect("link");
     let before = fingerprint(&served);
 
     let mut agent = Agent::new(&scene, "web1");
     let adopting = agent.join_with(origin.address(), &origin.token(), &["--adopt", &text(&served)]);
     let told = adopting.expect_success().stderr;
     assert!(told.contains("9 files, 3.34 MiB, of") && told.contains("diff -rq"), "{told}");
+    assert!(
+        told.contains("1 symlink leads out of it") && told.contains("  uploads -> /srv/uploads\n"),
+        "{told}"
+    );
     agent.start();
     agent.wait_live(number);
     assert_same(&origin.tree, &agent.live());
