@@ -11,6 +11,7 @@ mod fetch;
 mod phases;
 mod process_figures;
 mod report;
+mod screens;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -40,6 +41,9 @@ pub struct Options {
     /// Measure instead one update of this many MiB through one cache: a published tree, nginx and Varnish.
     #[arg(long, value_name = "MIB")]
     cached: Option<usize>,
+    /// Browsers that keep the page of the fleet open. The origin serves at most 32.
+    #[arg(long, default_value_t = 20)]
+    screens: usize,
     /// Write all figures to this file, as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,

@@ -1,11 +1,12 @@
 //! The phases of the measurement, in order.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use syncd_tests::edits::{small_site, write};
 use syncd_tests::process::run as run_command;
-use syncd_tests::{Origin, Scene, Seeded};
+use syncd_tests::{Origin, Scene, Seeded, http};
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
 
@@ -15,6 +16,7 @@ use crate::board::{Board, Phase, Until, quantile};
 use crate::enrol::enrol;
 use crate::process_figures::{anonymous_kib, cpu_seconds, peak_kib};
 use crate::report::Report;
+use crate::screens::Screens;
 
 /// Deadline of a phase, with a thousand agents on two cores.
 const LIMIT: Duration = Duration::from_secs(180);
@@ -25,6 +27,11 @@ const SETTLE: Duration = Duration::from_secs(3);
 const SMALL_UPDATE_MS: f64 = 1000.0;
 const IDLE_AGENT_KIB: f64 = 100.0;
 const ORIGIN_PEAK_KIB: f64 = 256.0 * 1024.0;
+const SCREENS_SHARE: f64 = 2.0;
+const METRICS_MS: f64 = 50.0;
+
+/// Requests for the metrics.
+const SCRAPES: usize = 50;
 
 /// New content of the inline update in bytes, which does not compress. An announcement can carry slightly
 /// more.
@@ -70,7 +77,9 @@ pub fn run(options: &Options) -> anyhow::Result<Report> {
     load.small_updates()?;
     load.inline_update()?;
     load.medium_update()?;
-    load.idle()?;
+    let idle = load.idle()?;
+    load.screens(idle)?;
+    load.metrics()?;
     load.origin_restart()?;
     Ok(load.report)
 }
@@ -242,14 +251,61 @@ impl Load<'_> {
         Ok(())
     }
 
-    /// Idle: only heartbeats.
-    fn idle(&mut self) -> anyhow::Result<()> {
-        std::thread::sleep(SETTLE);
+    /// Share of one core that the origin uses in `idle_s` seconds, in percent.
+    fn share(&mut self) -> anyhow::Result<f64> {
         let before = self.cpu()?;
         std::thread::sleep(Duration::from_secs(self.options.idle_s));
-        let now = self.cpu()?;
-        let share = 100.0 * (now.0 - before.0) / self.options.idle_s as f64;
+        Ok(100.0 * (self.cpu()?.0 - before.0) / self.options.idle_s as f64)
+    }
+
+    /// Idle: only heartbeats. Returns the share of one core.
+    fn idle(&mut self) -> anyhow::Result<f64> {
+        std::thread::sleep(SETTLE);
+        let share = self.share()?;
         self.report.add("idle: CPU of the origin, of one core", "%", share);
+        Ok(share)
+    }
+
+    fn http_address(&self) -> anyhow::Result<String> {
+        self.origin.status().http_address.context("an address for HTTP")
+    }
+
+    /// Screens: heartbeats, and browsers with the page open. `idle` is the share of one core without them.
+    fn screens(&mut self, idle: f64) -> anyhow::Result<()> {
+        let number = self.options.screens;
+        let screens = Screens::open(&self.http_address()?, number);
+        std::thread::sleep(SETTLE);
+        let share = self.share()? - idle;
+        let counts = screens.close();
+        let name = format!("idle with {number} screens: additional CPU of the origin, of one core");
+        self.report.add(&name, "%", share);
+        self.report.target(name, "%", SCREENS_SHARE, share);
+        for (what, count) in
+            [("bytes", &counts.bytes), ("boards", &counts.boards), ("streams refused", &counts.refused)]
+        {
+            let count = count.load(Ordering::Relaxed);
+            self.report.add(format!("{number} screens: {what}"), "", count as f64);
+        }
+        Ok(())
+    }
+
+    /// Metrics: a scraper that asks once after the other.
+    fn metrics(&mut self) -> anyhow::Result<()> {
+        let address = self.http_address()?;
+        let (mut took_ms, mut body) = (Vec::new(), Vec::new());
+        for _ in 0..SCRAPES {
+            let started = Instant::now();
+            body = http::get(&address, "/metrics").map_err(anyhow::Error::msg)?.body;
+            took_ms.push(started.elapsed().as_secs_f64() * 1000.0);
+        }
+        took_ms.sort_by(f64::total_cmp);
+        let text = String::from_utf8_lossy(&body);
+        let series = text.lines().filter(|line| !line.starts_with('#')).count();
+        self.report.add("/metrics: bytes", "B", body.len() as f64);
+        self.report.add("/metrics: series", "", series as f64);
+        self.report.add("/metrics: median", "ms", quantile(&took_ms, 0.5));
+        self.report.add("/metrics: worst", "ms", quantile(&took_ms, 1.0));
+        self.report.target("/metrics", "ms", METRICS_MS, quantile(&took_ms, 0.5));
         Ok(())
     }
 
