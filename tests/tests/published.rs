@@ -644,7 +644,7 @@ fn followers_get_a_generation_only_when_its_rollout_has_ended() {
     });
     assert_eq!(published.publish()["released"], first);
     assert_eq!(follower.live_generation(), Some(first));
-    published.origin.cli("rollout", &["promote"]).expect_success();
+    published.origin.cli("rollout", &["advance"]).expect_success();
     published.wait_released(second);
     for agent in agents.iter().chain([&follower]) {
         agent.wait_live(second);

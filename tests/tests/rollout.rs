@@ -295,7 +295,7 @@ fn an_origin_that_is_killed_in_any_phase_goes_on_with_the_rollout() {
     fleet.wait_connected();
     fleet.wait_phase(3, "holding", 1);
     assert_eq!((fleet.page(0), fleet.page(1)), ("three".into(), "two".into()));
-    fleet.origin.cli("rollout", &["promote"]).expect_success();
+    fleet.origin.cli("rollout", &["advance"]).expect_success();
     // Wherever it is now.
     restart(&mut fleet);
     fleet.wait_pages("three");
@@ -323,7 +323,7 @@ fn automatic_commits_wait_behind_a_rollout_and_an_operators_supersedes_it() {
     let status = fleet.wait_status("the change to be queued", |status| status["state"] == "waiting");
     let reason = status["reason"].as_str().expect("a reason");
     assert!(reason.contains("changes are published after the rollout of generation 2 (canary)"), "{reason}");
-    fleet.origin.cli("rollout", &["promote"]).expect_success();
+    fleet.origin.cli("rollout", &["advance"]).expect_success();
     fleet.wait_phase(3, "holding", 1);
     assert_eq!((fleet.page(0), fleet.page(1)), ("four".into(), "two".into()), "the newest only");
     // Superseded: the canary's generation is no place to return to.
@@ -338,14 +338,14 @@ fn automatic_commits_wait_behind_a_rollout_and_an_operators_supersedes_it() {
 #[test]
 fn orders_of_operators_work_in_every_phase_or_say_why_not() {
     let mut fleet = Fleet::new("orders", 2, &["--trigger", "manual"]);
-    for order in ["pause", "resume", "promote", "abort"] {
+    for order in ["pause", "resume", "advance", "abort"] {
         fleet.origin.cli("rollout", &[order]).expect_code(1).expect_refusal(&["no rollout is running"]);
     }
     fleet.edit("two");
     fleet.signal(0, Signal::STOP);
     fleet.origin.cli("commit", &["--rollout", "canary"]).expect_success();
     fleet.wait_phase(2, "staging", 1);
-    fleet.origin.cli("rollout", &["promote"]).expect_code(1).expect_refusal(&["still staging"]);
+    fleet.origin.cli("rollout", &["advance"]).expect_code(1).expect_refusal(&["still staging"]);
     fleet.origin.cli("rollout", &["resume"]).expect_code(1).expect_refusal(&["not paused"]);
     fleet.origin.cli("rollout", &["pause"]).expect_success();
     fleet.origin.cli("rollout", &["pause"]).expect_code(1).expect_refusal(&["paused already"]);
@@ -417,7 +417,7 @@ fn groups_are_steps_and_mistakes_are_named() {
     commit(&fleet, "group").expect_success();
     fleet.wait_phase(2, "holding", 1);
     assert_eq!((fleet.page(0), fleet.page(1)), (String::new(), "two".into()));
-    fleet.origin.cli("rollout", &["promote"]).expect_success();
+    fleet.origin.cli("rollout", &["advance"]).expect_success();
     fleet.wait_pages("two");
     fleet.agents[0].stop();
     fleet.wait_status("web1 to be away", |status| agent(status, "web1")["connected"] == false);

@@ -25,7 +25,7 @@ pub enum RolloutAction {
     Status,
     Pause,
     Resume,
-    Promote,
+    Advance,
     Abort,
 }
 
@@ -41,7 +41,7 @@ impl Admin {
                 (RolloutOrder::Pause, "the rollout is paused: `rollout resume` continues it")
             }
             RolloutAction::Resume => (RolloutOrder::Resume, "the rollout continues"),
-            RolloutAction::Promote => (RolloutOrder::Promote, "the hold was ended: the next step begins"),
+            RolloutAction::Advance => (RolloutOrder::Advance, "the hold was ended: the next step begins"),
             RolloutAction::Abort => (
                 RolloutOrder::Abort,
                 "the rollout was aborted: the origin publishes the tree of before again, and holds until `commit`",

@@ -116,7 +116,7 @@ pub(super) enum RolloutCommand {
     /// Continue a paused rollout.
     Resume,
     /// End the hold, and begin the next step.
-    Promote,
+    Advance,
     /// End the rollout: the tree of before is published again, and nothing automatically until `commit`.
     Abort,
 }
@@ -138,7 +138,7 @@ impl RolloutCommand {
             Self::Status { json } => (RolloutAction::Status, Print::of(json)),
             Self::Pause => (RolloutAction::Pause, Print::default()),
             Self::Resume => (RolloutAction::Resume, Print::default()),
-            Self::Promote => (RolloutAction::Promote, Print::default()),
+            Self::Advance => (RolloutAction::Advance, Print::default()),
             Self::Abort => (RolloutAction::Abort, Print::default()),
         };
         (Request::Rollout { action }, print)

@@ -44,7 +44,7 @@ pub enum Event {
         reason: String,
     },
     /// Publishing goes on.
-    Released,
+    HoldEnded,
     /// The rollout of a generation began, went on to another step or phase, or ended.
     Rollout {
         generation: u64,
@@ -154,7 +154,7 @@ impl Event {
             Self::Promoted { .. } => "promoted",
             Self::Sealed { .. } => "sealed",
             Self::Held { .. } => "held",
-            Self::Released => "released",
+            Self::HoldEnded => "hold_ended",
             Self::Joined { .. } => "joined",
             Self::Rollout { .. } => "rollout",
             Self::Withdrawn { .. } => "withdrawn",
@@ -190,7 +190,7 @@ impl fmt::Display for Event {
                 write!(f, "  generation {generation}{label}: {files} files, {}", HumanBytes(*bytes))
             }
             Self::Held { reason } => write!(f, "  {reason}"),
-            Self::Released => f.write_str("  the hold or the wait is over"),
+            Self::HoldEnded => f.write_str("  the hold or the wait is over"),
             Self::Rollout { generation, policy, phase, step, steps, paused, reason } => {
                 write!(f, "  generation {generation} ({policy}) {}", phase.name())?;
                 if phase.is_running() && *steps > 1 {

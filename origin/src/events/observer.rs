@@ -62,7 +62,7 @@ impl Observer {
             if by != self.held {
                 let withdrawn = now.origin.hold.and_then(|hold| hold.withdrawn);
                 found.extend(withdrawn.map(|number| Event::Withdrawn { generation: number.get() }));
-                found.push(held.map_or(Event::Released, |(_, reason)| Event::Held { reason }));
+                found.push(held.map_or(Event::HoldEnded, |(_, reason)| Event::Held { reason }));
             }
             self.held = by;
         }
@@ -354,7 +354,7 @@ mod tests {
         );
         let withdrawn = Hold { since_ms: 6, withdrawn: Some(number), ..hold };
         assert_eq!(at(State::Held, "x", Some(withdrawn))[0], "withdrawn generation 2");
-        assert_eq!(at(State::Ready, "", None), ["released the hold or the wait is over"]);
+        assert_eq!(at(State::Ready, "", None), ["hold_ended the hold or the wait is over"]);
     }
 
     #[test]

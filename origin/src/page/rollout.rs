@@ -95,7 +95,7 @@ fn orders(rollout: &RolloutStatus, commands: &Commands) -> Markup {
         p {
             (command(&commands.origin(&["rollout", "status"])))
             @if rollout.phase.is_running() {
-                @for action in [pause, "promote", "abort"] { (command(&commands.origin(&["rollout", action]))) }
+                @for action in [pause, "advance", "abort"] { (command(&commands.origin(&["rollout", action]))) }
             }
         }
     }

@@ -56,7 +56,7 @@ impl World {
             95..=96 => self.restore().await,
             97..=98 if self.rolls => {
                 let orders =
-                    [RolloutOrder::Abort, RolloutOrder::Promote, RolloutOrder::Pause, RolloutOrder::Resume];
+                    [RolloutOrder::Abort, RolloutOrder::Advance, RolloutOrder::Pause, RolloutOrder::Resume];
                 let order = self.random.pick(&orders).copied().unwrap_or(RolloutOrder::Abort);
                 self.order(order).await;
                 Ok(())

@@ -140,7 +140,7 @@ pub enum Want {
 pub enum Order {
     Pause,
     Resume,
-    Promote,
+    Advance,
     Abort,
     /// `commit --now` of the same tree.
     Now,
@@ -156,10 +156,10 @@ pub enum OrderError {
     #[error("the rollout is not paused")]
     NotPaused,
     #[error(
-        "the nodes of the step are still staging: `rollout promote` ends a hold; `commit --now` skips all steps"
+        "the nodes of the step are still staging: `rollout advance` ends a hold; `commit --now` skips all steps"
     )]
     Staging,
-    #[error("the nodes of the step are activating: `rollout promote` ends the hold after it")]
+    #[error("the nodes of the step are activating: `rollout advance` ends the hold after it")]
     Flipping,
     #[error("a rollback is not aborted: publish with `commit`, or `rollback` to another generation")]
     Rollback,
@@ -463,7 +463,7 @@ impl Rollout {
                 let left = self.paused_ms.take().ok_or(OrderError::NotPaused)?;
                 self.deadline_ms = now_ms.saturating_add(left);
             }
-            Order::Promote => match self.phase {
+            Order::Advance => match self.phase {
                 Phase::Holding => {
                     (self.paused_ms, self.deadline_ms, self.asked) = (None, now_ms, Asked::Passed);
                 }

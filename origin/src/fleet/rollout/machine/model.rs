@@ -401,7 +401,7 @@ impl Model {
         add(left.supersedes > 0 && origin.up, Move::Now);
         add(left.rollbacks > 0 && origin.up, Move::Rollback);
         let takes_orders = left.orders > 0 && memory.is_some_and(|memory| memory.phase.is_running());
-        for order in [Order::Pause, Order::Promote, Order::Abort, Order::Now] {
+        for order in [Order::Pause, Order::Advance, Order::Abort, Order::Now] {
             add(takes_orders, Move::Order(order));
         }
         moves

@@ -343,7 +343,7 @@ fn a_rollback_never_fails() {
 fn each_order_works_or_says_why_not() {
     let mut nodes = ["a", "b"].map(node);
     let mut rollout = started(policy(&[Step::Nodes(1)]), &nodes);
-    assert_eq!(rollout.order(Order::Promote, NOW), Err(OrderError::Staging));
+    assert_eq!(rollout.order(Order::Advance, NOW), Err(OrderError::Staging));
     assert_eq!(rollout.order(Order::Resume, NOW), Err(OrderError::NotPaused));
     rollout.order(Order::Pause, NOW + 10_000).unwrap();
     assert_eq!((rollout.order(Order::Pause, NOW), rollout.next_ms()), (Err(OrderError::Paused), None));
@@ -353,19 +353,19 @@ fn each_order_works_or_says_why_not() {
     rollout.order(Order::Resume, LATE).unwrap();
     assert_eq!(rollout.next_ms(), Some(LATE + 50_000), "the time that was left");
     rollout.look(&nodes, LATE);
-    assert_eq!(rollout.order(Order::Promote, LATE), Err(OrderError::Flipping));
+    assert_eq!(rollout.order(Order::Advance, LATE), Err(OrderError::Flipping));
     link(&mut nodes[0]);
     rollout.look(&nodes, LATE);
     assert_eq!(rollout.phase, Phase::Holding);
     let mut now = rollout.clone();
     now.order(Order::Now, LATE).unwrap();
     assert_eq!(activates(&now, &nodes), "ab");
-    rollout.order(Order::Promote, LATE).unwrap();
+    rollout.order(Order::Advance, LATE).unwrap();
     rollout.look(&nodes, LATE);
     assert_eq!((rollout.step, activates(&rollout, &nodes).as_str()), (1, "ab"));
     rollout.order(Order::Abort, LATE).unwrap();
     assert_eq!((rollout.phase, activates(&rollout, &nodes).as_str()), (Phase::Aborted, "a"));
-    for order in [Order::Pause, Order::Resume, Order::Promote, Order::Abort, Order::Now] {
+    for order in [Order::Pause, Order::Resume, Order::Advance, Order::Abort, Order::Now] {
         assert_eq!(rollout.order(order, LATE), Err(OrderError::NotRunning));
     }
 }
