@@ -107,7 +107,7 @@ async fn a_generation_that_does_not_hold_is_refused_and_never_staged() {
 
     for (bad, part) in [
         (origin.generation(4), "older than"),
-        (origin.generation_with_mode(5, 0o555), "with root"),
+        (origin.generation_with_mode(5, 0o555), "has two roots"),
         (origin.generation(1_000_000_001), "not one that the trust document allows"),
     ] {
         conversation.announce(&bad, true).await;
