@@ -30,8 +30,10 @@ fn announcements_that_do_not_hold_are_refused_before_any_work() {
     other_epoch.epoch = 0;
     let signed = other_epoch.sign(&world.origin.signing_key);
     world.refused("an epoch that no document allows", announce(&signed, None), "epoch");
-    let stale = world.origin.sign(1, root);
+    let stale = world.origin.sign(1, World::version(1).root());
     world.refused("a lower number", announce(&stale, None), "older than the accepted");
+    let conflict = world.origin.sign(1, root);
+    world.refused("a lower number with another root", announce(&conflict, None), "has two roots");
     let conflict = world.origin.sign(2, root);
     world.refused("the same number with another root", announce(&conflict, None), "has two roots");
     for absurd in [u64::MAX, NUMBERS_PER_KEY + 1] {
