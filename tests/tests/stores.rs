@@ -221,10 +221,10 @@ fn fenced_commits_survive_lost_answers_and_a_promotion() {
 }
 
 #[test]
-fn a_store_that_dies_forgets_or_refuses_holds_up_no_commit_and_is_named() {
+fn a_store_that_dies_holds_up_no_commit_and_is_named() {
     let mut stores = Stores::started("stores-faults", Anonymous::Nothing, &[]);
     let first = stores.commit();
-    let mut agent = stores.follow("web1");
+    let agent = stores.follow("web1");
     agent.wait_live(first);
 
     // The store dies while packs are put, half of one is lost on the way, and it comes back.
@@ -251,6 +251,14 @@ fn a_store_that_dies_forgets_or_refuses_holds_up_no_commit_and_is_named() {
         stores.relay.heal();
         stores.wait_released(newest);
     }
+    agent.wait_live(newest);
+}
+
+#[test]
+fn a_store_that_refuses_the_origin_holds_up_no_commit_and_says_why() {
+    let mut stores = Stores::started("stores-refused", Anonymous::Nothing, &[]);
+    let newest = stores.commit();
+    let agent = stores.follow("web1");
     agent.wait_live(newest);
 
     // The credentials are revoked, and then come back.
@@ -282,8 +290,15 @@ fn a_store_that_dies_forgets_or_refuses_holds_up_no_commit_and_is_named() {
     stores.origin.start();
     stores.wait_released(late);
     agent.wait_live(late);
+}
 
-    // Everything in the bucket is deleted. Nodes serve on, and the next start puts the tree again.
+#[test]
+fn a_bucket_that_was_emptied_is_filled_again() {
+    let mut stores = Stores::started("stores-emptied", Anonymous::Nothing, &[]);
+    let first = stores.commit();
+    let mut agent = stores.follow("web1");
+    agent.wait_live(first);
+    // Nodes serve on, and the next start puts the tree again.
     for kind in ["pack", "gen", "update"] {
         for name in stores.store.names(&format!("site/{kind}/")) {
             stores.store.delete(&format!("site/{kind}/{name}"));
