@@ -287,9 +287,11 @@ fn measure_again(now: &mut BTreeMap<String, Counts>, findings: &[String]) {
 fn a_change_costs_what_it_did_and_the_same_in_a_large_tree() {
     // Two at once, because a scenario keeps one core busy. A shape with findings is measured again by itself.
     let mut now: BTreeMap<_, _> = std::thread::scope(|scope| {
-        let lanes = [SMALL, LARGE].map(|size| {
-            scope.spawn(move || SHAPES.into_iter().flat_map(|shape| measure(shape, size)).collect::<Vec<_>>())
-        });
+        let sizes = |shape: &Shape| [SMALL, LARGE].map(|size| measure(*shape, size));
+        let lanes: Vec<_> = SHAPES
+            .chunks(2)
+            .map(|shapes| scope.spawn(move || shapes.iter().flat_map(sizes).flatten().collect::<Vec<_>>()))
+            .collect();
         lanes.into_iter().flat_map(|lane| lane.join().expect("measured")).collect()
     });
     let text = serde_json::to_string_pretty(&now).expect("JSON");
