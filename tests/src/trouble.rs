@@ -217,14 +217,20 @@ fn again_in_namespaces(test: &str, options: &[&str], limit: Duration) -> bool {
         .env(INSIDE, test);
     let outcome = run_within(&mut command, limit);
     println!("{}", outcome.stdout);
-    assert_eq!(
-        outcome.code,
-        Some(0),
-        "{test} in namespaces of its own:\n{}\n{}",
-        outcome.stdout,
-        outcome.stderr
-    );
+    if outcome.code != Some(0) {
+        println!("{}", outcome.stderr);
+        panic!("{test} failed in namespaces of its own: {}", panic_of(&outcome.stderr));
+    }
     false
+}
+
+/// The first panic that a test program printed, without its backtrace.
+fn panic_of(stderr: &str) -> String {
+    const LINES: usize = 40;
+    let lines = stderr.lines().skip_while(|line| !line.contains(" panicked at "));
+    let panic =
+        lines.take_while(|line| !line.starts_with("stack backtrace:") && !line.starts_with("note: run with"));
+    panic.take(LINES).collect::<Vec<_>>().join("\n")
 }
 
 #[track_caller]

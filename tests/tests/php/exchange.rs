@@ -32,9 +32,12 @@ struct Row {
 struct Seen {
     requests: u64,
     failed: u64,
-    /// Requests during a commit that saw two generations.
+    /// Requests during a commit that saw two generations. Either can be of any age: a worker that takes a
+    /// script from OPcache while another discards it runs it unchecked (the other sets its time to 0, which
+    /// stands for a preloaded script), and below `slots` OPcache may hold code of long ago.
     mixed: u64,
-    /// Requests that ran older code than that of the generation that was live when they began.
+    /// Requests with no commit beside them that ran older code than that of the generation that was live when
+    /// they began.
     old: u64,
     /// Longest time that a generation had been live when such a request began.
     old_for: Duration,
@@ -92,7 +95,7 @@ impl Watch {
         if stamps.len() < 3 || (live == coming && !runs_before(live)) {
             seen.failed += 1;
             seen.complaints.push(body);
-        } else if runs_before(live) {
+        } else if live == coming {
             seen.old += 1;
             seen.old_for = seen.old_for.max(began - since);
             if runs_before(live.saturating_sub(1)) {
