@@ -10,14 +10,20 @@ pub struct Seeded {
 /// Variables that select a run, in addition to the seed.
 const CHOICES: [&str; 3] = ["SYNCD_SWEEP", "SYNCD_KINDS", "SYNCD_CASES"];
 
+/// Seed of a run without `SYNCD_SEED`.
+const USUAL: u64 = 2_026;
+
 impl Seeded {
-    /// Takes the seed from `SYNCD_SEED`, otherwise from the clock, and prints it, so that a failure can be
-    /// repeated. If this is the first local variable of a test, it is printed again as the last line of a
-    /// failure, where a truncated log still shows it.
+    /// Takes the seed from `SYNCD_SEED`, or from the clock if that is `random`. Without it each run has the
+    /// same seed, so that a failure comes from a change. The seed is printed, and if this is the first local
+    /// variable of a test, again as the last line of a failure, where a truncated log still shows it.
     pub fn announced(what: &str) -> Self {
         let seed = match std::env::var("SYNCD_SEED") {
-            Ok(text) => text.parse().expect("SYNCD_SEED is a number"),
-            Err(_) => std::time::UNIX_EPOCH.elapsed().map_or(1, |d| d.as_nanos() as u64),
+            Ok(text) if text == "random" => {
+                std::time::UNIX_EPOCH.elapsed().map_or(1, |d| d.as_nanos() as u64)
+            }
+            Ok(text) => text.parse().expect("SYNCD_SEED is a number or random"),
+            Err(_) => USUAL,
         };
         println!("{what}: SYNCD_SEED={seed}");
         let choices =

@@ -200,11 +200,18 @@ pub fn in_own_machine_within(test: &str, limit: Duration) -> bool {
     inside
 }
 
+/// Environment variable that names the test that runs in namespaces of its own.
+const INSIDE: &str = "SYNCD_TESTS_INSIDE";
+
+/// Whether this process was started again in namespaces of its own.
+pub fn is_in_namespaces() -> bool {
+    std::env::var_os(INSIDE).is_some()
+}
+
 /// Runs the test of this name again under `unshare` with these options. Returns whether this process is that
 /// run.
 #[track_caller]
 fn again_in_namespaces(test: &str, options: &[&str], limit: Duration) -> bool {
-    const INSIDE: &str = "SYNCD_TESTS_INSIDE";
     if std::env::var(INSIDE).is_ok_and(|inside| inside == test) {
         return true;
     }

@@ -27,12 +27,12 @@ use syncd_tests::tracer::{Point, Traced, Verdict};
 use syncd_tests::{Agent, Origin, Scene, Seeded, assert_none, wait};
 
 /// Number of cases by default: of the agent on ext4, on xfs, without privileges, and with `--swap exchange`.
-const SHARE: [usize; 4] = [45, 24, 18, 24];
+const SHARE: [usize; 4] = [24, 14, 10, 14];
 /// Number of calls before and after an exchange that fail with `--swap exchange`. All others are the same
 /// with a link.
 const NEAR_THE_EXCHANGE: usize = 14;
 /// Number of cases of each of the origin's errands, likewise.
-const ORIGIN_SHARE: [usize; 2] = [10, 4];
+const ORIGIN_SHARE: [usize; 2] = [6, 3];
 
 /// Number of cases: `usual`, or the value of `SYNCD_SWEEP`.
 fn share(usual: usize) -> usize {

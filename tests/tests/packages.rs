@@ -8,12 +8,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use machine::Machine;
 use syncd_tests::process::{Outcome, run_within};
-use syncd_tests::trouble::in_own_machine_within;
+use syncd_tests::trouble::{in_own_machine_within, is_in_namespaces};
 use syncd_tests::{Scene, binary, http, instructions, require_program, require_root, wait};
 
 /// Deadline for everything that builds or installs: minutes on a busy machine.
@@ -46,12 +47,18 @@ fn build(directory: &Path, version: &str) {
     within_limit(&mut command).expect_success();
 }
 
-/// Packages of this version, built anew.
+/// Directory with the packages of this version. Each is built once in a run of this suite.
 #[track_caller]
-fn packages(version: &str) -> Scene {
-    let scene = Scene::new("packages");
-    build(scene.directory(), version);
-    scene
+fn packages(version: &str) -> PathBuf {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("packages-{version}"));
+    static BUILT: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
+    // A test in namespaces of its own gets those that were built before it was started again.
+    if !is_in_namespaces() && built.insert(version.to_owned()) {
+        let _ = fs::remove_dir_all(&directory);
+        build(&directory, version);
+    }
+    directory
 }
 
 fn contents(directory: &Path) -> BTreeMap<String, Vec<u8>> {
@@ -64,8 +71,9 @@ fn contents(directory: &Path) -> BTreeMap<String, Vec<u8>> {
 #[test]
 fn two_builds_are_identical_and_lintian_finds_no_error() {
     require_program("lintian", "lintian");
-    let (one, other) = (packages("1.0-1"), packages("1.0-1"));
-    let (first, second) = (contents(one.directory()), contents(other.directory()));
+    let (one, other) = (packages("1.0-1"), Scene::new("packages"));
+    build(other.directory(), "1.0-1");
+    let (first, second) = (contents(&one), contents(other.directory()));
     let names: Vec<&str> = first.keys().map(|name| name.split('_').next().unwrap_or_default()).collect();
     let expected = ["syncd-agent-dbgsym", "syncd-agent", "syncd-doc", "syncd-origin-dbgsym", "syncd-origin"];
     assert_eq!(names, expected);
@@ -74,7 +82,7 @@ fn two_builds_are_identical_and_lintian_finds_no_error() {
     }
     let mut lintian = Command::new("lintian");
     lintian.args(["--fail-on", "error", "--allow-root"]);
-    within_limit(lintian.args(first.keys().map(|name| one.path(name)))).expect_success();
+    within_limit(lintian.args(first.keys().map(|name| one.join(name)))).expect_success();
 }
 
 /// Names below `packaging/` in the pages for operators.
@@ -95,7 +103,7 @@ fn files_named_by_the_guide() -> BTreeSet<String> {
 fn what_the_guide_has_operators_install_is_in_a_package() {
     let built = packages("1.0-1");
     let packages = ["syncd-agent", "syncd-origin"].map(|name| {
-        let pattern = format!("dpkg-deb -c {}/{name}_1.0-1_*.deb", built.directory().display());
+        let pattern = format!("dpkg-deb -c {}/{name}_1.0-1_*.deb", built.display());
         within_limit(Command::new("sh").args(["-c", &pattern])).expect_success().stdout
     });
     let named = files_named_by_the_guide();
@@ -186,13 +194,12 @@ impl Reader {
 fn a_clean_debian_serves_through_installation_upgrade_removal_and_purge() {
     const NAME: &str = "a_clean_debian_serves_through_installation_upgrade_removal_and_purge";
     require_root("it installs packages in a root directory of its own");
-    let base = machine::base();
+    let (base, old, new) = (machine::base(), packages("1.0-1"), packages("2.0-1"));
     if !in_own_machine_within(NAME, LIMIT) {
         return;
     }
     let mut machine = Machine::unpack(&base);
-    let (old, new) = (packages("1.0-1"), packages("2.0-1"));
-    machine.receive(old.directory());
+    machine.receive(&old);
 
     // The origin, as the guide says.
     fs::create_dir_all(machine.path("srv/site")).expect("make a content tree");
@@ -218,7 +225,7 @@ fn a_clean_debian_serves_through_installation_upgrade_removal_and_purge() {
     machine.serve_by_apache();
 
     Reader::watch("/page.html", || {
-        machine.receive(new.directory());
+        machine.receive(&new);
         machine.run("apt-get install -y ./syncd-agent_2*.deb ./syncd-origin_2*.deb").expect_success();
         assert_eq!(machine.run("dpkg-query -W -f '${Version}' syncd-agent").stdout, "2.0-1");
         // The package restarts both where systemd runs.
@@ -243,12 +250,12 @@ fn a_clean_debian_serves_through_installation_upgrade_removal_and_purge() {
 fn the_units_are_valid_and_rated_as_they_say() {
     const NAME: &str = "the_units_are_valid_and_rated_as_they_say";
     require_root("it installs packages in a root directory of its own");
-    let base = machine::base();
+    let (base, packages) = (machine::base(), packages("1.0-1"));
     if !in_own_machine_within(NAME, LIMIT) {
         return;
     }
     let machine = Machine::unpack(&base);
-    machine.receive(packages("1.0-1").directory());
+    machine.receive(&packages);
     machine.run("apt-get install -y ./syncd-origin_1*.deb ./syncd-agent_1*.deb").expect_success();
     let directory = "/usr/lib/systemd/system";
     for (unit, tenths) in [("syncd-origin", 15), ("syncd-agent", 25)] {
@@ -280,7 +287,7 @@ fn the_services_run_under_systemd_and_an_upgrade_restarts_them() {
     require_root("it boots a container");
     let machine = Machine::boot(&machine::base());
     let (old, new) = (packages("1.0-1"), packages("2.0-1"));
-    machine.receive(old.directory());
+    machine.receive(&old);
     fs::create_dir_all(machine.path("srv/site")).expect("make a content tree");
     fs::write(machine.path("srv/site/page.html"), "hello").expect("write content");
     machine.run("chmod 600 /srv/site/page.html").expect_success();
@@ -299,7 +306,7 @@ fn the_services_run_under_systemd_and_an_upgrade_restarts_them() {
     };
     commit(2);
 
-    machine.receive(new.directory());
+    machine.receive(&new);
     let process = "systemctl show --property MainPID --value syncd-agent";
     let before = machine.run(process).stdout;
     machine.run("apt-get install ./syncd-agent_2*.deb ./syncd-origin_2*.deb").expect_success();

@@ -22,14 +22,14 @@ fn simulate(arguments: &[&str]) -> String {
 }
 
 #[test]
-fn five_hundred_seeds_keep_every_promise() {
-    simulate(&["--seeds", "500"]);
+fn two_hundred_and_fifty_seeds_keep_every_promise() {
+    simulate(&["--seeds", "250"]);
 }
 
 /// An object store between two origins and followers, with its lost answers and late writes.
 #[test]
 fn no_seed_with_an_object_store_forks_the_log_or_loses_a_commit() {
-    simulate(&["--store", "--seeds", "60"]);
+    simulate(&["--store", "--seeds", "40"]);
 }
 
 /// A promoted origin died before it knew of its first generation, and took it for another origin's.
@@ -53,7 +53,7 @@ fn an_origin_that_is_killed_at_any_durable_step_of_a_rollout_ends_with_one_gener
 
 #[test]
 fn uploads_are_neither_lost_nor_brought_back() {
-    simulate(&["--uploads", "--seeds", "40"]);
+    simulate(&["--uploads", "--seeds", "25"]);
 }
 
 #[test]

@@ -31,15 +31,15 @@ use syncd_tests::tracer::Point;
 use syncd_tests::{Scene, Seeded, assert_none};
 
 /// Number of cases on each file system, unless `SYNCD_SWEEP` is set.
-const SHARE: usize = 91;
+const SHARE: usize = 48;
 /// Number of cases of an agent without privileges, likewise.
-const USER_SHARE: usize = 42;
+const USER_SHARE: usize = 20;
 /// One case in this number is a kill without a power cut.
 const KILL_SHARE: u64 = 8;
 /// Number of cases within which a planted bug must be found.
 const PLANTED_SHARE: usize = 40;
 /// Number of kills while a tree is changed that was live before.
-const PREVIOUS_SHARE: usize = 20;
+const PREVIOUS_SHARE: usize = 10;
 /// Time for other threads to communicate, in some of the cases.
 const LINGER: Duration = Duration::from_millis(40);
 
@@ -51,10 +51,10 @@ const LANES: usize = 4;
 const REPEATS: usize = 10;
 
 /// Number of cases of each of the origin's scenarios, unless `SYNCD_SWEEP` is set.
-const ORIGIN_SHARE: usize = 20;
+const ORIGIN_SHARE: usize = 10;
 
 /// Number of cases from the switch to a generation that fails until the return, unless `SYNCD_SWEEP` is set.
-const RETURN_SHARE: usize = 24;
+const RETURN_SHARE: usize = 12;
 
 /// Number of cuts without restoring the image.
 const CHAIN: usize = 16;
