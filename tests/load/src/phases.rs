@@ -79,6 +79,7 @@ pub fn run(options: &Options) -> anyhow::Result<Report> {
     load.medium_update()?;
     let idle = load.idle()?;
     load.screens(idle)?;
+    load.screens_through_updates()?;
     load.metrics()?;
     load.origin_restart()?;
     Ok(load.report)
@@ -286,6 +287,34 @@ impl Load<'_> {
             let count = count.load(Ordering::Relaxed);
             self.report.add(format!("{number} screens: {what}"), "", count as f64);
         }
+        Ok(())
+    }
+
+    /// CPU seconds of the origin for small updates, each of which all agents report.
+    fn updates_cpu(&mut self, what: &str) -> anyhow::Result<f64> {
+        let before = self.cpu()?.0;
+        for round in 0..self.options.updates {
+            write(&self.origin.tree, "index.html", format!("<h1>{what} {round}</h1>\n"));
+            self.commit()?;
+            std::thread::sleep(Duration::from_millis(300));
+        }
+        Ok(self.cpu()?.0 - before)
+    }
+
+    /// Small updates while browsers have the page open: each agent changes its state on the board.
+    fn screens_through_updates(&mut self) -> anyhow::Result<()> {
+        let number = self.options.screens;
+        let without = self.updates_cpu("without screens")?;
+        let screens = Screens::open(&self.http_address()?, number);
+        std::thread::sleep(SETTLE);
+        let with = self.updates_cpu("with screens")?;
+        let counts = screens.close();
+        let each = |seconds: f64| seconds * 1000.0 / self.options.updates as f64;
+        self.report.add("small update without screens: CPU of the origin", "ms", each(without));
+        self.report.add(format!("small update with {number} screens: CPU of the origin"), "ms", each(with));
+        let boards = counts.boards.load(Ordering::Relaxed) as f64;
+        let each = boards / (number * self.options.updates).max(1) as f64;
+        self.report.add("small update: boards for each screen", "", each);
         Ok(())
     }
 
