@@ -44,6 +44,8 @@ fn wordpress_is_installed_once_and_runs_on_all_nodes() {
     the_plugin_tells_nodes_apart(&cluster);
     media_travel(&cluster);
     step("media", &mut since);
+    media_are_edited(&cluster);
+    step("edited media", &mut since);
     cluster.main.site("plugin", &[]);
     cluster.wait_everywhere("/", "<!-- marked -->");
     step("a plugin", &mut since);
@@ -79,12 +81,34 @@ fn media_travel(cluster: &Cluster) {
     for (media, content) in [(&first, "first"), (&second, "second")] {
         cluster.wait_everywhere(&media.path, content);
     }
-    cluster.rest("DELETE", &format!("/wp-json/wp/v2/media/{}?force=true", first.id), &[]);
-    for site in cluster.nodes.iter().chain([&cluster.main]) {
-        wait::until("the picture to be gone", || (!site.has(&first.path)).then_some(()));
-    }
+    cluster.writer().delete(&first);
+    cluster.wait_gone(&[first.path]);
     cluster.wait_everywhere(&second.path, "second");
     cluster.assert_no_upload_runs();
+}
+
+/// A picture that was uploaded on the first node is edited on the second one. Each host then has both, with
+/// their thumbnails, until they are deleted on the main host.
+fn media_are_edited(cluster: &Cluster) {
+    let [first, second] = &cluster.nodes[..] else { panic!("two nodes") };
+    let drawing = cluster.writer().on(first).upload_drawing();
+    assert!(drawing.path.ends_with("/drawing--web1.png"), "{drawing:?}");
+    cluster.wait_same(&drawing.sizes);
+
+    let fields = ["rotation=90", "x=0", "y=0", "width=100", "height=90"];
+    let edited = cluster.writer().on(second).edit(&drawing, &fields);
+    assert!(edited.path.ends_with("/drawing-web1-edited--web2.png"), "{edited:?}");
+    assert_eq!((&drawing.extent, &edited.extent), (&[400.into(), 300.into()], &[300.into(), 360.into()]));
+    cluster.wait_same(&edited.sizes);
+    for media in [&drawing, &edited] {
+        let mut sizes = media.sizes.clone();
+        sizes.sort();
+        sizes.dedup();
+        assert!(sizes.len() == 3 && sizes.contains(&media.path), "two thumbnails: {media:?}");
+        cluster.writer().delete(media);
+    }
+    cluster.wait_gone(&drawing.sizes);
+    cluster.wait_gone(&edited.sizes);
 }
 
 /// WordPress' own code replaces its files, while visitors come.

@@ -7,6 +7,7 @@ use std::thread;
 use serde_json::Value;
 use syncd_tests::corpora::Corpus;
 use syncd_tests::host::Host;
+use syncd_tests::process::tool;
 use syncd_tests::{Scene, instructions, wait};
 
 use crate::visitors::{Answer, between, curl, get};
@@ -50,6 +51,12 @@ impl Site {
         self.host.try_lines(&format!("test -e {}{path}", self.tree)).code == Some(0)
     }
 
+    /// Hash of the file at a path of the site, if there is one.
+    fn sum(&self, path: &str) -> Option<String> {
+        let told = self.host.try_lines(&format!("sha256sum {}{path}", self.tree));
+        (told.code == Some(0)).then(|| told.stdout.split(' ').next().map(str::to_owned)).flatten()
+    }
+
     #[track_caller]
     fn php(&self, command: &str, arguments: &[&str]) -> String {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/wordpress/site.php");
@@ -64,6 +71,28 @@ impl Site {
 pub struct Media {
     pub id: u64,
     pub path: String,
+    /// Width and height in pixels, `null` for what is no picture.
+    pub extent: [Value; 2],
+    /// Paths of its thumbnails, and of itself if it has any.
+    pub sizes: Vec<String>,
+}
+
+impl Media {
+    /// From an answer of REST.
+    #[track_caller]
+    fn of(answer: &Value) -> Self {
+        let path = |of: &Value| {
+            let url = of["source_url"].as_str().unwrap_or_else(|| panic!("no address: {answer}"));
+            url.strip_prefix("https://www.example.org").unwrap_or_else(|| panic!("{answer}")).to_owned()
+        };
+        let details = &answer["media_details"];
+        Self {
+            id: answer["id"].as_u64().expect("a number"),
+            path: path(answer),
+            extent: ["width", "height"].map(|name| details[name].clone()),
+            sizes: details["sizes"].as_object().into_iter().flat_map(|all| all.values().map(path)).collect(),
+        }
+    }
 }
 
 /// Writes to the site by REST.
@@ -71,14 +100,27 @@ pub struct Media {
 pub struct Writer {
     /// Name and application password.
     user: String,
+    /// `--connect-to` of a host that is asked past the balancer.
+    to: Option<String>,
 }
 
 impl Writer {
+    /// The same person, at one host.
+    pub fn on(&self, site: &Site) -> Self {
+        Self { to: Some(format!("::{}:80", site.host.address)), ..self.clone() }
+    }
+
     #[track_caller]
     pub fn rest(&self, method: &str, path: &str, options: &[&str]) -> Value {
         let mut all = vec!["-X", method, "-u", &self.user];
         all.extend(options);
-        let answer = curl(&all, path);
+        let answer = match &self.to {
+            Some(to) => {
+                all.extend(["-H", "X-Forwarded-Proto: https", "--connect-to", to]);
+                crate::visitors::curl_plain(&all, path)
+            }
+            None => curl(&all, path),
+        };
         assert!([200, 201].contains(&answer.status), "{method} {path}: {answer:?}");
         serde_json::from_str(&answer.body).unwrap_or_else(|error| panic!("{error}: {answer:?}"))
     }
@@ -89,16 +131,47 @@ impl Writer {
         // The smallest PNG, so that WordPress takes it for a picture.
         const PNG: &[u8] = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x01\0\0\0\x01\x08\0\0\0\0:~\x9bU\
             \0\0\0\nIDATx\x9cc`\0\0\0\x02\0\x01H\xaf\xa4q\0\0\0\0IEND\xaeB`\x82";
-        let name = format!("/tmp/{}-{}.png", std::process::id(), text.replace(' ', "-"));
-        fs::write(&name, [PNG, text.as_bytes()].concat()).expect("write a picture");
-        let (disposition, data) =
-            ("Content-Disposition: attachment; filename=\"picture.png\"", format!("@{name}"));
-        let options = ["-H", disposition, "-H", "Content-Type: image/png", "--data-binary", &data];
+        self.upload_as("picture.png", text, |at| {
+            fs::write(at, [PNG, text.as_bytes()].concat()).expect("write a picture");
+        })
+    }
+
+    /// Uploads a drawing of 400 by 300 pixels, of which WordPress makes thumbnails.
+    #[track_caller]
+    pub fn upload_drawing(&self) -> Media {
+        const DRAW: &str = "$image = imagecreatetruecolor(400, 300);
+            imageline($image, 0, 0, 399, 299, 0xffffff);
+            imagepng($image, $argv[1]);";
+        self.upload_as("drawing.png", "drawing", |at| {
+            tool("php", ["-r", DRAW, "--", at]);
+        })
+    }
+
+    #[track_caller]
+    fn upload_as(&self, name: &str, text: &str, write: impl FnOnce(&str)) -> Media {
+        let at = format!("/tmp/{}-{}.png", std::process::id(), text.replace(' ', "-"));
+        write(&at);
+        let disposition = format!("Content-Disposition: attachment; filename=\"{name}\"");
+        let data = format!("@{at}");
+        let options = ["-H", &disposition, "-H", "Content-Type: image/png", "--data-binary", &data];
         let answer = self.rest("POST", "/wp-json/wp/v2/media", &options);
-        fs::remove_file(&name).expect("remove the picture");
-        let url = answer["source_url"].as_str().expect("an address");
-        let path = url.strip_prefix("https://www.example.org").unwrap_or_else(|| panic!("{answer}"));
-        Media { id: answer["id"].as_u64().expect("a number"), path: path.to_owned() }
+        fs::remove_file(&at).expect("remove the picture");
+        Media::of(&answer)
+    }
+
+    /// Has WordPress make another picture of one, by these fields.
+    #[track_caller]
+    pub fn edit(&self, media: &Media, fields: &[&str]) -> Media {
+        let source = format!("src=https://www.example.org{}", media.path);
+        let options: Vec<&str> =
+            [source.as_str()].iter().chain(fields).flat_map(|field| ["-d", *field]).collect();
+        Media::of(&self.rest("POST", &format!("/wp-json/wp/v2/media/{}/edit", media.id), &options))
+    }
+
+    /// Deletes a file for good.
+    #[track_caller]
+    pub fn delete(&self, media: &Media) {
+        self.rest("DELETE", &format!("/wp-json/wp/v2/media/{}?force=true", media.id), &[]);
     }
 }
 
@@ -138,7 +211,7 @@ impl Cluster {
             let nodes = NODES.map(|(name, address)| scope.spawn(|| node(scene, &main.host, name, address)));
             nodes.into_iter().map(|node| node.join().expect("a node")).collect()
         });
-        let this = Self { main, nodes, writer: Writer { user } };
+        let this = Self { main, nodes, writer: Writer { user, to: None } };
         this.wait_everywhere("/", &format!("content=\"WordPress {}\"", this.version()));
         wait::until("the balancer to use them", || (get("/hello-world/").status == 200).then_some(()));
         this
@@ -146,11 +219,6 @@ impl Cluster {
 
     pub fn writer(&self) -> Writer {
         self.writer.clone()
-    }
-
-    #[track_caller]
-    pub fn rest(&self, method: &str, path: &str, options: &[&str]) -> Value {
-        self.writer.rest(method, path, options)
     }
 
     #[track_caller]
@@ -178,6 +246,32 @@ impl Cluster {
                 if is_there { Ok(()) } else { Err(format!("no {text} in {answer:?}; {}", node.trouble())) }
             });
         }
+    }
+
+    /// Waits until all hosts have the same file at each of these paths, and the nodes answer it.
+    #[track_caller]
+    pub fn wait_same(&self, paths: &[String]) {
+        for path in paths {
+            wait::until_ok(&format!("{path} on all hosts"), || {
+                let sums: Vec<_> = self.sites().map(|site| site.sum(path)).collect();
+                let are_same = sums.iter().all(|sum| sum.is_some() && *sum == sums[0]);
+                let answers: Vec<_> = self.nodes.iter().map(|node| ask(&node.host, path).status).collect();
+                let are_there = answers.iter().all(|status| *status == 200);
+                if are_same && are_there { Ok(()) } else { Err(format!("{sums:?} {answers:?}")) }
+            });
+        }
+    }
+
+    /// Waits until no host has a file at these paths.
+    #[track_caller]
+    pub fn wait_gone(&self, paths: &[String]) {
+        for (site, path) in self.sites().flat_map(|site| paths.iter().map(move |path| (site, path))) {
+            wait::until(&format!("no {path} on {}", site.host.name), || (!site.has(path)).then_some(()));
+        }
+    }
+
+    fn sites(&self) -> impl Iterator<Item = &Site> {
+        self.nodes.iter().chain([&self.main])
     }
 
     /// Waits until the balancer has a host for people who work.
