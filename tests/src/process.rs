@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::wait;
+
 /// Deadline of a command of the contract. A longer one hangs.
 pub const COMMAND_LIMIT: Duration = Duration::from_secs(120);
 
@@ -260,6 +262,13 @@ impl Daemon {
     /// Standard error so far.
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.stderr).unwrap_or_default()).into_owned()
+    }
+
+    /// Waits until the log has these words. A program may act a moment before it says so.
+    #[track_caller]
+    pub fn wait_logged(&self, words: &str) {
+        let is_there = || if self.log().contains(words) { Ok(()) } else { Err(self.log()) };
+        wait::until_ok(&format!("the log to have {words:?}"), is_there);
     }
 
     /// Standard output so far.

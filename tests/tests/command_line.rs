@@ -845,7 +845,7 @@ fn the_origins_health_tells_of_a_first_generation_and_of_lost_data() {
     fs::rename(&data, &moved).expect("take DATA away");
     wait::until("health to tell of it", || (health().0 == 503).then_some(()));
     assert!(health().1.contains("not there any more"), "{}", health().1);
-    assert!(origin.daemon().log().contains("nothing can be published"));
+    origin.daemon().wait_logged("nothing can be published");
     // The socket was moved as well. Nothing may be sealed into a directory that is gone.
     origin.data.clone_from(&moved);
     write(&origin.tree, "index.html", "two");

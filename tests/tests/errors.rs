@@ -385,7 +385,7 @@ fn a_disk_that_becomes_read_only_is_served_from_until_it_no_longer_is() {
     let second = node.commit();
     wait_error(&node.origin, &node.agent, &WORDS.to_lowercase());
     assert_eq!(node.complete(first), Ok(first));
-    assert!(node.agent.daemon().log().contains(WORDS), "{}", node.agent.daemon().log());
+    node.agent.daemon().wait_logged(WORDS);
     node.mount.remount("rw");
     node.settle_at(second);
     node.agent.stop();

@@ -117,8 +117,7 @@ fn the_exact_way_serves_what_the_hook_says_and_never_starts_apache() {
         wait::until("the hook to succeed", || (!due.exists()).then_some(()));
         wait::until("Apache to be gone", || (node.debian.apache_processes() == 0).then_some(()));
         // The agent prints a hook's words a moment after its success.
-        let words = format!("Apache is stopped; it will serve generation {number}");
-        wait::until(&words, || node.agent.daemon().log().contains(&words).then_some(()));
+        node.agent.daemon().wait_logged(&format!("Apache is stopped; it will serve generation {number}"));
         // A boot without origin and agent: Apache serves the live generation.
         node.agent.stop();
         node.debian.boot(with_systemd);

@@ -71,8 +71,7 @@ fn the_ninth_connection_of_a_certificate_is_refused_and_the_agents_log_says_why(
     shared.start();
     let error = wait::until("the agent to say why", || shared.try_status().and_then(|status| status.error));
     assert!(error.contains("too many connections with this certificate"), "{error}");
-    let log = shared.daemon().log();
-    assert!(log.contains("too many connections with this certificate"), "{log}");
+    shared.daemon().wait_logged("too many connections with this certificate");
     world.unharmed("eight connections of one certificate");
     drop(open);
     shared.wait_live(2);
