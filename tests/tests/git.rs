@@ -1,5 +1,8 @@
 //! Git repositories as the source of trees. The repositories are made by git itself.
 
+#[path = "git/collected.rs"]
+mod collected;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};

@@ -135,7 +135,7 @@ impl DataDirectory {
             }
             above = directory.parent();
         }
-        Ok(self.tree.as_deref().is_some_and(may_reach))
+        Ok(self.location.as_ref().is_some_and(|location| may_reach(&location.tree)))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Requests about collected directories.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use indicatif::HumanBytes;
@@ -11,7 +11,9 @@ use syncd_shared::text::{counted, rfc3339};
 use syncd_shared::tree_path::TreePathError;
 
 use super::protocol::Reply;
-use crate::collected::{CollectError, CollectedOptions, Collection, HistoryVersion, Moved};
+use crate::collected::{CollectError, CollectedOptions, Collection, HistoryVersion, Moved, OnNodes};
+use crate::error_chain;
+use crate::source::SourceLocation;
 
 /// Paths left out that an answer names.
 const NAMED_MAX: usize = 20;
@@ -68,6 +70,11 @@ pub enum CollectedRequestError {
     NoVersion { path: TreePath, number: u64 },
     #[error("there is no conflict {number}: `syncd-origin collected conflicts` lists them")]
     NoConflict { number: u64 },
+    #[error(
+        "the repository {tree} has no work tree to take {path} from: write it to a directory by `git -C {tree} archive \
+         {reference} {path} | tar -x -C DIR`, then run `syncd-origin collected adopt {name} DIR/{path}`"
+    )]
+    NoCheckout { name: CollectedName, path: TreePath, reference: String, tree: String },
     #[error("no origin serves this data directory: start `syncd-origin serve` first")]
     NotServing,
 }
@@ -204,10 +211,8 @@ fn time(ms: u64) -> String {
 /// The tree that an origin serves.
 #[derive(Clone, Copy)]
 pub struct Served<'a> {
-    /// The content tree.
-    pub tree: &'a Path,
-    /// Whether the current generation has the link of a directory.
-    pub is_linked: &'a dyn Fn(&CollectedOptions) -> bool,
+    pub location: &'a SourceLocation,
+    pub on_nodes: &'a dyn Fn(&CollectedOptions) -> OnNodes,
 }
 
 /// Describes all directories. `served`: `None` while no origin serves.
@@ -217,9 +222,9 @@ pub fn describe(
 ) -> Result<Vec<CollectedLine>, CollectError> {
     let line = |name: &CollectedName| {
         let (figures, options) = (collection.figures(name)?, collection.directory(name).ok());
-        let withheld = options.zip(served).and_then(|(options, Served { tree, is_linked })| {
-            let missing = options.check_parent(tree).err().map(|error| error.to_string());
-            missing.or_else(|| collection.withheld(options, tree, || is_linked(options)))
+        let withheld = options.zip(served).and_then(|(options, Served { location, on_nodes })| {
+            let missing = options.check_parent(location).err().map(|error| error_chain(&error));
+            missing.or_else(|| collection.withheld(options, location, || on_nodes(options)))
         });
         Ok(CollectedLine {
             name: name.to_string(),
@@ -274,8 +279,8 @@ pub fn answer(
         }
         CollectedAction::Adopt { name, directory } => {
             let (served, name) = (served.ok_or(CollectedRequestError::NotServing)?, name.parse()?);
-            let usual = || Ok::<_, CollectError>(collection.directory(&name)?.place_in(served.tree));
-            let from = directory.map_or_else(usual, Ok)?;
+            let options = collection.directory(&name)?;
+            let from = directory.map_or_else(|| usual_place(options, served.location), Ok)?;
             told(&collection.adopt(&name, &from)?, "adopted", lines);
         }
         CollectedAction::Release { name, directory } => {
@@ -283,6 +288,22 @@ pub fn answer(
         }
     }
     Ok(())
+}
+
+/// The place in the tree. A bare repository has none.
+fn usual_place(
+    options: &CollectedOptions,
+    location: &SourceLocation,
+) -> Result<PathBuf, CollectedRequestError> {
+    let (name, path, tree) = (options.name.clone(), &options.path, location.tree.display().to_string());
+    let place = location.place(path);
+    match &location.git {
+        Some(git) if !place.is_dir() => {
+            let (reference, path) = (git.reference.clone(), path.clone());
+            Err(CollectedRequestError::NoCheckout { name, path, reference, tree })
+        }
+        _ => Ok(place),
+    }
 }
 
 fn told(moved: &Moved, done: &str, lines: &mut dyn FnMut(Reply) -> bool) {

@@ -1,7 +1,7 @@
 //! Answers to requests that need only DATA, whether or not an origin serves it.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ use crate::admin::writable::Writable;
 use crate::audit::{self, Audit, AuditError};
 use crate::backup::{self, BackupError};
 use crate::clock::now_ms;
-use crate::collected::{CollectError, Collection, is_linked};
+use crate::collected::{CollectError, Collection, OnNodes};
 use crate::commit::{CollectionGate, CommitError, Rollbacks, State, forget_damaged, status_warning};
 use crate::error_chain;
 use crate::events;
@@ -33,6 +33,7 @@ use crate::fleet::{AgentView, FleetView, RecordError, TokenView, token_id};
 use crate::keys::{Keys, KeysError};
 use crate::overlap;
 use crate::page::{Access, AccessError};
+use crate::source::SourceLocation;
 use crate::state::Snapshot;
 use crate::store::{CheckReport, Damage, OpenStoreError, Store, StoreError};
 
@@ -98,8 +99,8 @@ pub struct DataDirectory {
     pub(super) store: Arc<Store>,
     pub(super) keys: Arc<Keys>,
     gate: CollectionGate,
-    /// The content tree. `None` while no origin serves.
-    pub(super) tree: Option<PathBuf>,
+    /// The source of trees. `None` while no origin serves.
+    pub(super) location: Option<SourceLocation>,
     /// The collected directories that an origin serves.
     collected: Option<Collection>,
 }
@@ -133,10 +134,15 @@ impl DirectorySource for DataDirectory {
 }
 
 impl DataDirectory {
-    /// Uses an open store and its keys. `gate` must be the one of its garbage collection. `tree` is the
-    /// content tree, if an origin serves it.
-    pub fn new(store: Arc<Store>, keys: Arc<Keys>, gate: CollectionGate, tree: Option<PathBuf>) -> Self {
-        Self { store, keys, gate, tree, collected: None }
+    /// Uses an open store and its keys. `gate` must be the one of its garbage collection. `location`
+    /// is where trees come from, if an origin serves them.
+    pub fn new(
+        store: Arc<Store>,
+        keys: Arc<Keys>,
+        gate: CollectionGate,
+        location: Option<SourceLocation>,
+    ) -> Self {
+        Self { store, keys, gate, location, collected: None }
     }
 
     /// Uses the collected directories that the origin serves.
@@ -147,7 +153,7 @@ impl DataDirectory {
     /// The collected directories of DATA, if there are any.
     fn collected(&self) -> Result<Option<Collection>, CollectError> {
         match &self.collected {
-            None if self.tree.is_none() => Collection::open_existing(self.keys.data()),
+            None if self.location.is_none() => Collection::open_existing(self.keys.data()),
             served => Ok(served.clone()),
         }
     }
@@ -217,7 +223,7 @@ impl DataDirectory {
             }),
             Request::Keys => answered(key_requests::show(&self.keys), |line| _ = lines(line)),
             Request::RotateKeys(request) => {
-                let serves = self.tree.is_some();
+                let serves = self.location.is_some();
                 answered(key_requests::rotate(&self.keys, &request, serves, lines), |()| {})
             }
             Request::TakeTrust { document } => answered(self.take_trust(&document), |line| _ = lines(line)),
@@ -259,8 +265,8 @@ impl DataDirectory {
         lines: &mut dyn FnMut(Reply) -> bool,
     ) -> Result<(), CollectedRequestError> {
         let collected = self.collected()?;
-        let is_linked = |options: &_| is_linked(&self.store, &self.keys, options);
-        let served = self.tree.as_deref().map(|tree| Served { tree, is_linked: &is_linked });
+        let on_nodes = |options: &_| OnNodes::of(&self.store, &self.keys, options);
+        let served = self.location.as_ref().map(|location| Served { location, on_nodes: &on_nodes });
         collected_requests::answer(collected, served, action, lines)
     }
 
@@ -287,8 +293,8 @@ impl DataDirectory {
     }
 
     fn backup(&self, to: &Path, lines: &mut dyn FnMut(Reply) -> bool) -> Result<(), BackupError> {
-        if let Some(tree) = &self.tree {
-            overlap::check_backup(tree, to)?;
+        if let Some(location) = &self.location {
+            overlap::check_backup(&location.tree, to)?;
         }
         let mut told = 0;
         let collected = self.collected()?;
@@ -361,8 +367,8 @@ impl DataDirectory {
     /// The served collected directories. Blocks for a few reads of their index.
     pub fn describe_collected(&self) -> Vec<CollectedLine> {
         let Some(collected) = &self.collected else { return Vec::new() };
-        let is_linked = |options: &_| is_linked(&self.store, &self.keys, options);
-        let served = self.tree.as_deref().map(|tree| Served { tree, is_linked: &is_linked });
+        let on_nodes = |options: &_| OnNodes::of(&self.store, &self.keys, options);
+        let served = self.location.as_ref().map(|location| Served { location, on_nodes: &on_nodes });
         collected_requests::describe(collected, served).unwrap_or_else(|error| {
             tracing::error!(error = error_chain(&error), "collected directories can't be read");
             Vec::new()

@@ -268,13 +268,14 @@ impl Serve {
         if needs_tree {
             check_tree(&options.tree)?;
         }
+        let location = options.location();
         for directory in &options.collected {
             let (name, path) = (&directory.name, &directory.path);
-            anyhow::ensure!(options.git.is_none(), "[collect.{name}] needs a tree in a directory, not git");
             if needs_tree {
-                directory.check_parent(&options.tree)?;
+                directory.check_parent(&location)?;
             }
-            if directory.has_files(&options.tree) {
+            // An unreadable repository is an error above.
+            if directory.has_files(&location).unwrap_or(false) {
                 warnings.push(format!(
                     "[collect.{name}]: the tree has files in {path}, which nodes keep until `syncd-origin collected adopt \
                      {name}` takes them"

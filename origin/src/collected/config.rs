@@ -11,6 +11,8 @@ use syncd_shared::collected::{CollectedName, CollectedNameError, CollectedRules}
 use syncd_shared::ignore_rules::IgnoreError;
 use toml::{Table, Value};
 
+use crate::source::{Found, GitError, SourceLocation};
+
 const KEYS: &[&str] = &[
     "path",
     "owner",
@@ -81,6 +83,8 @@ pub enum CollectConfigError {
     Overlap { one: CollectedName, other: CollectedName },
     #[error("[collect.{name}]: {parent} is no directory in {tree}, so that nothing would be published there")]
     NoParent { name: CollectedName, parent: TreePath, tree: String },
+    #[error("look for {parent}, which [collect.{name}] needs")]
+    Look { name: CollectedName, parent: TreePath, source: GitError },
 }
 
 /// Reads the tables below `[collect]`.
@@ -198,38 +202,29 @@ fn text_of(value: &Value) -> Option<String> {
 
 impl CollectedOptions {
     /// Fails if the tree has no directory for the entry.
-    pub fn check_parent(&self, tree: &Path) -> Result<(), CollectConfigError> {
+    pub fn check_parent(&self, location: &SourceLocation) -> Result<(), CollectConfigError> {
         let Some((parent, _)) = self.path.split_last() else { return Ok(()) };
-        if parent.is_root() || at(tree, &parent).is_dir() {
-            return Ok(());
+        let name = self.name.clone();
+        match location.is_directory(&parent) {
+            _ if parent.is_root() => Ok(()),
+            Ok(true) => Ok(()),
+            Ok(false) => Err(CollectConfigError::NoParent { name, parent, tree: location.to_string() }),
+            Err(source) => Err(CollectConfigError::Look { name, parent, source }),
         }
-        Err(CollectConfigError::NoParent {
-            name: self.name.clone(),
-            parent,
-            tree: tree.display().to_string(),
-        })
-    }
-
-    /// The directory's place in a content tree.
-    pub fn place_in(&self, tree: &Path) -> PathBuf {
-        at(tree, &self.path)
     }
 
     /// Whether the tree has files of its own at the path, which nodes would lose. A symlink, such as one to
     /// the directory of an agent on this machine, is none.
-    pub fn has_files(&self, tree: &Path) -> bool {
-        let at = at(tree, &self.path);
-        match at.symlink_metadata() {
-            Ok(found) if found.is_dir() => {
-                std::fs::read_dir(&at).map_or(true, |mut all| all.next().is_some())
-            }
-            Ok(found) => found.is_file(),
-            Err(_) => false,
-        }
+    pub fn has_files(&self, location: &SourceLocation) -> Result<bool, GitError> {
+        Ok(match location.look(&self.path)? {
+            Found::Directory { is_empty } => !is_empty,
+            Found::File => true,
+            Found::Symlink | Found::Nothing => false,
+        })
     }
 }
 
-/// A path of the content tree.
+/// A path below a directory.
 pub(super) fn at(tree: &Path, path: &TreePath) -> PathBuf {
     use std::os::unix::ffi::OsStrExt as _;
     tree.join(std::ffi::OsStr::from_bytes(path.as_bytes()))
@@ -294,15 +289,17 @@ mod tests {
     #[test]
     fn a_tree_without_the_parent_or_with_files_is_noticed() {
         let tree = tempfile::tempdir().expect("a directory");
+        let location = SourceLocation { tree: tree.path().to_owned(), git: None };
+        let has_files = |one: &CollectedOptions| one.has_files(&location).expect("a look");
         let all = read("[up]\npath = 'a/uploads'\nowner = '0:0'").expect("a table");
         let [one] = &all[..] else { panic!("{all:?}") };
-        assert!(one.check_parent(tree.path()).is_err() && !one.has_files(tree.path()));
+        assert!(one.check_parent(&location).is_err() && !has_files(one));
         std::fs::create_dir_all(tree.path().join("a/uploads")).expect("a directory");
-        assert!(one.check_parent(tree.path()).is_ok() && !one.has_files(tree.path()));
+        assert!(one.check_parent(&location).is_ok() && !has_files(one));
         std::fs::write(tree.path().join("a/uploads/x"), "1").expect("a file");
-        assert!(one.has_files(tree.path()));
+        assert!(has_files(one));
         std::fs::rename(tree.path().join("a/uploads"), tree.path().join("elsewhere")).expect("a rename");
         std::os::unix::fs::symlink("../elsewhere", tree.path().join("a/uploads")).expect("a link");
-        assert!(!one.has_files(tree.path()), "a link is nothing that nodes serve");
+        assert!(!has_files(one), "a link is nothing that nodes serve");
     }
 }

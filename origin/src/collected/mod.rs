@@ -42,6 +42,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use crate::events::Event;
 use crate::keys::Keys;
+use crate::source::SourceLocation;
 use crate::store::Store;
 use crate::tree_objects::TreeObjects;
 pub use adopt::Moved;
@@ -295,17 +296,21 @@ impl Collection {
     }
 
     /// The reason that a directory must not be published yet. `None`: nothing would be lost by it.
-    /// `is_linked`: whether nodes have its link.
     pub fn withheld(
         &self,
         options: &CollectedOptions,
-        tree: &Path,
-        is_linked: impl FnOnce() -> bool,
+        location: &SourceLocation,
+        on_nodes: impl FnOnce() -> OnNodes,
     ) -> Option<String> {
         let name = &options.name;
         let is_empty = self.newest(name).is_ok_and(|newest| newest == 0);
-        // After a loss of DATA/collected, nodes still have the files of visitors.
-        let is_withheld = is_empty && options.has_files(tree) && !is_linked();
+        let is_withheld = is_empty
+            && match on_nodes() {
+                // After a loss of DATA/collected, nodes still have the files of visitors.
+                OnNodes::Link => false,
+                OnNodes::Nothing => options.has_files(location).unwrap_or(false),
+                OnNodes::Files => options.has_files(location).unwrap_or(true),
+            };
         is_withheld.then(|| {
             let path = &options.path;
             format!(
@@ -348,14 +353,28 @@ impl Collection {
     }
 }
 
-/// Whether the current generation has the link of a directory. An unreadable one counts as having it: then
-/// nothing is published anyway.
-pub fn is_linked(store: &Store, keys: &Keys, options: &CollectedOptions) -> bool {
-    let Ok(latest) = store.latest() else { return true };
-    let Some(latest) = latest else { return false };
-    let Ok(latest) = keys.verify(&latest.record, &latest.signature) else { return true };
-    let entry = TreeObjects::Store(store).entry_at(&latest.generation().root, &options.path);
-    entry.map_or(true, |entry| entry.is_some_and(|entry| matches!(entry.kind, Kind::Collected { .. })))
+/// Content of the current generation at the path of a collected directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnNodes {
+    Link,
+    /// A file, or a directory of the tree.
+    Files,
+    Nothing,
+}
+
+impl OnNodes {
+    /// An unreadable generation counts as having the link: then nothing is published anyway.
+    pub fn of(store: &Store, keys: &Keys, options: &CollectedOptions) -> Self {
+        let Ok(latest) = store.latest() else { return Self::Link };
+        let Some(latest) = latest else { return Self::Nothing };
+        let Ok(latest) = keys.verify(&latest.record, &latest.signature) else { return Self::Link };
+        let entry = TreeObjects::Store(store).entry_at(&latest.generation().root, &options.path);
+        match entry.map(|entry| entry.map(|entry| entry.kind)) {
+            Ok(Some(Kind::Collected { .. })) | Err(_) => Self::Link,
+            Ok(Some(Kind::Directory { .. } | Kind::File { .. })) => Self::Files,
+            Ok(Some(Kind::Symlink { .. }) | None) => Self::Nothing,
+        }
+    }
 }
 
 fn new_line(path: &Path) -> Result<[u8; LINE_BYTES], CollectError> {

@@ -25,12 +25,26 @@ impl CollectedPlaces {
         Self(Arc::new(places.into_iter().filter_map(entry).collect()))
     }
 
-    pub(super) fn at(&self, path: &TreePath) -> Option<&Entry> {
+    pub fn at(&self, path: &TreePath) -> Option<&Entry> {
         self.0.get(path)
     }
 
+    /// Hash of all places, so that a source notices when they have changed.
+    pub fn digest(&self) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new();
+        for (path, Entry { metadata, kind, .. }) in self.0.iter() {
+            let Kind::Collected { name } = kind else { continue };
+            let owner = [metadata.uid.to_le_bytes(), metadata.gid.to_le_bytes()].concat();
+            for part in [path.as_bytes(), name.as_bytes(), &owner] {
+                hasher.update(&(part.len() as u64).to_le_bytes());
+                hasher.update(part);
+            }
+        }
+        hasher.finalize().into()
+    }
+
     /// Entries in a directory.
-    pub(super) fn in_directory<'a>(&'a self, directory: &'a TreePath) -> impl Iterator<Item = &'a Entry> {
+    pub fn in_directory<'a>(&'a self, directory: &'a TreePath) -> impl Iterator<Item = &'a Entry> {
         let is_in = move |path: &TreePath| path.split_last().is_some_and(|(parent, _)| parent == *directory);
         self.0.iter().filter(move |(path, _)| is_in(path)).map(|(_, entry)| entry)
     }

@@ -32,12 +32,6 @@ pub enum StartError {
     /// Collected directories failed to open.
     #[error(transparent)]
     Collect(#[from] CollectError),
-    /// `[collect.NAME]` with `--trigger git`.
-    #[error(
-        "collected directories need a content tree in a directory, and --trigger git publishes a repository: remove \
-         the tables [collect.NAME], or check the repository out into a directory"
-    )]
-    CollectFromGit,
     /// Reading the store failed.
     #[error("read the store")]
     Store(#[from] StoreError),

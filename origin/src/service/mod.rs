@@ -21,7 +21,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::admin::Admin;
 use crate::audit::Audit;
-use crate::collected::{Collection, is_linked};
+use crate::collected::{Collection, OnNodes};
 pub use crate::commit::Trigger;
 use crate::commit::{CollectionGate, Committer, Parts, Sealer};
 use crate::events::Events;
@@ -139,9 +139,6 @@ struct Core {
 impl Origin {
     async fn open(options: ServeOptions) -> Result<Self, StartError> {
         let (data, directories) = (options.data.clone(), options.collected.clone());
-        if options.git.is_some() && !directories.is_empty() {
-            return Err(StartError::CollectFromGit);
-        }
         let opened = tokio::task::spawn_blocking(move || {
             let (keys, store) = open(&data)?;
             let audit = Audit::open(&data)?;
@@ -170,7 +167,7 @@ impl Origin {
         let gate = CollectionGate::default();
         let sealer = Sealer::open(Parts {
             source,
-            options: options.scan(collected.as_ref(), |one| is_linked(store, keys, one)),
+            options: options.scan(collected.as_ref(), |one| OnNodes::of(store, keys, one)),
             store: store.clone(),
             keys: keys.clone(),
             audit: audit.clone(),

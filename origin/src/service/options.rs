@@ -7,13 +7,13 @@ use std::time::Duration;
 use syncd_runtime::rate::Rate;
 use syncd_shared::TreePath;
 
-use crate::collected::{CollectedOptions, Collection};
+use crate::collected::{CollectedOptions, Collection, OnNodes};
 use crate::commit::Trigger;
 use crate::fleet::rollout::Policies;
 use crate::publish::PublishOptions;
 use crate::purge::PurgeOptions;
 use crate::scan::{CollectedPlaces, MtimePolicy, ScanOptions, SymlinkPolicy};
-use crate::source::GitOptions;
+use crate::source::{GitOptions, SourceLocation};
 use crate::store::Retention;
 
 /// Options of `serve`.
@@ -60,15 +60,21 @@ pub struct ServeOptions {
 }
 
 impl ServeOptions {
+    /// The directory or repository that is published.
+    pub(crate) fn location(&self) -> SourceLocation {
+        SourceLocation { tree: self.tree.clone(), git: self.git.clone() }
+    }
+
     /// Directories that must not be published yet are left out, with a line in the log.
     pub(super) fn scan(
         &self,
         collection: Option<&Collection>,
-        is_linked: impl Fn(&CollectedOptions) -> bool,
+        on_nodes: impl Fn(&CollectedOptions) -> OnNodes,
     ) -> ScanOptions {
+        let location = self.location();
         let is_published = |one: &&CollectedOptions| {
             let reason =
-                collection.and_then(|collection| collection.withheld(one, &self.tree, || is_linked(one)));
+                collection.and_then(|collection| collection.withheld(one, &location, || on_nodes(one)));
             if let Some(reason) = &reason {
                 tracing::error!(directory = %one.name, reason, "a collected directory is not published");
             }

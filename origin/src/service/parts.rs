@@ -127,8 +127,8 @@ impl Origin {
 
     /// The data directory, as admin commands and the page use it.
     pub(super) fn directory(&self, core: &Core) -> Arc<DataDirectory> {
-        let (store, keys, tree) = (self.store.clone(), self.keys.clone(), self.options.tree.clone());
-        let directory = DataDirectory::new(store, keys, core.gate.clone(), Some(tree));
+        let (store, keys, location) = (self.store.clone(), self.keys.clone(), self.options.location());
+        let directory = DataDirectory::new(store, keys, core.gate.clone(), Some(location));
         Arc::new(directory.with_collected(self.collected.clone()))
     }
 }

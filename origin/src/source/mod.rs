@@ -5,6 +5,7 @@
 //! knows no file system and no watch. A [`GitTree`] publishes the commits of a repository instead.
 
 mod git;
+mod look;
 mod new_directories;
 mod work_tree;
 
@@ -22,6 +23,7 @@ use crate::store::Writer;
 pub use crate::watch::OpenFile;
 
 pub use git::{GitError, GitOptions, GitTree, Lfs, Mtime, Submodules};
+pub use look::{Found, SourceLocation};
 pub use new_directories::NewDirectories;
 pub use work_tree::WorkTree;
 

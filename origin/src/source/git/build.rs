@@ -3,6 +3,9 @@
 //! Contents that the last published commit has at the same path are taken from the base, all others are read.
 //! If it is known which paths were touched since then, only these are looked at, and the pages of their
 //! directories are edited as after a scan.
+//!
+//! A collected directory is an entry of its own at its path, in any directory that the commit has there. The
+//! commit's own content at that path is not read.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +21,7 @@ use super::error::GitError;
 use super::repository::{Id, Item, ItemKind, Repository};
 use super::times::Touched;
 use super::{GitOptions, Lfs, Submodules};
-use crate::scan::{ContentWriter, ScanError, SymlinkPolicy, leaves_tree, tell_contents};
+use crate::scan::{ContentWriter, ScanError, ScanOptions, SymlinkPolicy, leaves_tree, tell_contents};
 use crate::store::Writer;
 use crate::tree_objects::{TreeObjectError, TreeObjects};
 use syncd_shared::ignore_rules::{IGNORE_FILE, IgnoreError, IgnoreRules, file_in};
@@ -51,7 +54,7 @@ pub(super) struct Build<'a> {
     pub repository: &'a Repository,
     pub writer: &'a Writer,
     pub options: &'a GitOptions,
-    pub symlinks: SymlinkPolicy,
+    pub scan: &'a ScanOptions,
     pub cancel: &'a CancellationToken,
     contents: ContentWriter<'a>,
     /// Blobs read, for the log.
@@ -81,11 +84,11 @@ impl<'a> Build<'a> {
         repository: &'a Repository,
         writer: &'a Writer,
         options: &'a GitOptions,
-        symlinks: SymlinkPolicy,
+        scan: &'a ScanOptions,
         cancel: &'a CancellationToken,
     ) -> Self {
         let contents = ContentWriter::new(writer);
-        Self { repository, writer, options, symlinks, cancel, contents, files_read: 0, bytes_read: 0 }
+        Self { repository, writer, options, scan, cancel, contents, files_read: 0, bytes_read: 0 }
     }
 
     /// Brings the store up to `tree`.
@@ -156,7 +159,7 @@ impl<'a> Build<'a> {
                 Some(item) => {
                     self.entry(place, &component, *item, before.get(name).copied(), known.as_ref())?
                 }
-                None => None,
+                None => self.scan.collected.at(&join(place.path, &component)?).cloned(),
             };
             if entry != known {
                 tell_contents(self.writer, place.path, &(known, entry.clone()))?;
@@ -194,6 +197,8 @@ impl<'a> Build<'a> {
             tell_contents(self.writer, place.path, &(known, entry.clone()))?;
             entries.extend(entry);
         }
+        let placed = self.scan.collected.in_directory(place.path);
+        entries.extend(placed.filter(|entry| !names.contains_key(entry.name.as_bytes())).cloned());
         for (_, gone) in known {
             tell_contents(self.writer, place.path, &(Some(gone), None))?;
         }
@@ -213,6 +218,14 @@ impl<'a> Build<'a> {
         known: Option<&Entry>,
     ) -> Result<Option<Entry>, ScanError> {
         let path = join(place.path, name)?;
+        if let Some(collected) = self.scan.collected.at(&path) {
+            tracing::warn!(
+                %path,
+                "the commit has something in the place of a collected directory, which is not published: remove it \
+                 from the repository"
+            );
+            return Ok(Some(collected.clone()));
+        }
         if place.rules.excludes(&path, item.kind == ItemKind::Directory) {
             return Ok(None);
         }
@@ -274,7 +287,7 @@ impl<'a> Build<'a> {
             return Err(ScanError::SymlinkTarget { path, actual, limit });
         }
         let target = self.repository.blob(id)?;
-        if self.symlinks == SymlinkPolicy::Inside && leaves_tree(&path, &target) {
+        if self.scan.symlinks == SymlinkPolicy::Inside && leaves_tree(&path, &target) {
             return Err(ScanError::SymlinkLeaves { path });
         }
         Ok(Kind::Symlink { target: target.into() })

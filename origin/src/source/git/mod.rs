@@ -19,20 +19,20 @@ mod times;
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::time::{Duration, Instant};
 
 use syncd_shared::{RootEntry, TreePath};
 
-use super::{Changes, OpenFile, Snapshot, SnapshotFate, SnapshotJob, TreeSource};
+use super::{Changes, Found, OpenFile, Snapshot, SnapshotFate, SnapshotJob, TreeSource};
 use crate::scan::{ScanError, Withheld, guard};
 use crate::tree_objects::TreeObjects;
 use build::{Base, Build, Times};
 pub use error::GitError;
 use record::Record;
 use reference_watch::ReferenceWatch;
-use repository::{Commit, Id, Repository};
+use repository::{Commit, Id, ItemKind, Repository};
 use syncd_shared::ignore_rules::IGNORE_FILE;
 use times::Histories;
 
@@ -76,6 +76,30 @@ pub enum Lfs {
     Pointer,
 }
 
+/// Looks up a path in the commit of `options.reference`. A submodule counts as nothing.
+pub(super) fn look(repository: &Path, options: &GitOptions, path: &TreePath) -> Result<Found, GitError> {
+    let repository = Repository::open(repository)?;
+    let mut tree = repository.commit(repository.resolve(&options.reference)?)?.tree;
+    let mut found = Found::Directory { is_empty: repository.tree(tree)?.is_empty() };
+    for component in path.components() {
+        if !matches!(found, Found::Directory { .. }) {
+            return Ok(Found::Nothing);
+        }
+        let names = repository.tree(tree)?;
+        let item = names.into_iter().find(|(name, _)| name == component.as_bytes());
+        found = match item.map(|(_, item)| (item.kind, item.id)) {
+            Some((ItemKind::Directory, id)) => {
+                tree = id;
+                Found::Directory { is_empty: false }
+            }
+            Some((ItemKind::File | ItemKind::Executable, _)) => Found::File,
+            Some((ItemKind::Symlink, _)) => Found::Symlink,
+            Some((ItemKind::Submodule, _)) | None => Found::Nothing,
+        };
+    }
+    Ok(found)
+}
+
 /// See the module.
 pub struct GitTree {
     path: PathBuf,
@@ -111,7 +135,7 @@ impl GitTree {
         id: Id,
         job: &SnapshotJob<'_>,
     ) -> Result<RootEntry, ScanError> {
-        let shape = record::shape(&self.options, job.options.symlinks);
+        let shape = record::shape(&self.options, job.options);
         let record = Record::load(job.writer)?;
         let described = job.base.zip(record).filter(|(base, record)| record.describes(base, shape));
         let described = described.filter(|_| !self.whole);
@@ -158,7 +182,7 @@ impl GitTree {
                 Times::All(&times_of_all)
             }
         };
-        let mut build = Build::new(repository, job.writer, &self.options, job.options.symlinks, job.cancel);
+        let mut build = Build::new(repository, job.writer, &self.options, job.options, job.cancel);
         let base =
             old.map(|(base, _, Commit { tree, .. })| (Base { tree, object: base.object }, base.metadata));
         let root = build.root(commit.tree, base, &times)?;

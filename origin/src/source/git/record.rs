@@ -1,29 +1,33 @@
 //! The commit that the store was brought up to, among the stat records.
 //!
-//! Bytes: `u8 version = 1`, 4 bytes of options, root hash (32), name of the commit. The record counts only
-//! for the same root and the same options: after anything else the whole commit is looked at.
+//! Bytes: `u8 version = 2`, hash of the options (32), root hash (32), name of the commit. The record counts
+//! only for the same root and the same options: after anything else the whole commit is looked at.
 
 use syncd_shared::{RootEntry, RootHash};
 
 use super::repository::Id;
 use super::{GitOptions, Lfs, Mtime, Submodules};
-use crate::scan::{ScanError, SymlinkPolicy};
+use crate::scan::{ScanError, ScanOptions, SymlinkPolicy};
 use crate::store::Writer;
 
 /// A name that no path can have.
 const NAME: &[u8] = b"\0git";
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
-/// Options that decide how a commit becomes a tree.
-pub(super) type Shape = [u8; 4];
+/// Hash of the options that decide how a commit becomes a tree.
+pub(super) type Shape = [u8; 32];
 
-pub(super) fn shape(options: &GitOptions, symlinks: SymlinkPolicy) -> Shape {
-    [
-        u8::from(options.mtime == Mtime::Commit),
-        u8::from(options.submodules == Submodules::Ignore),
-        u8::from(options.lfs == Lfs::Pointer),
-        u8::from(symlinks == SymlinkPolicy::Inside),
-    ]
+pub(super) fn shape(options: &GitOptions, scan: &ScanOptions) -> Shape {
+    let flags = [
+        options.mtime == Mtime::Commit,
+        options.submodules == Submodules::Ignore,
+        options.lfs == Lfs::Pointer,
+        scan.symlinks == SymlinkPolicy::Inside,
+    ];
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&flags.map(u8::from));
+    hasher.update(&scan.collected.digest());
+    hasher.finalize().into()
 }
 
 /// See the module.
@@ -71,11 +75,11 @@ mod tests {
     #[test]
     fn a_record_survives_its_bytes_and_another_version_does_not_count() {
         let commit = Id::try_from(&[7; 20][..]).unwrap();
-        let record = Record { shape: [1, 0, 1, 0], root: RootHash::from_bytes([9; 32]), commit };
+        let record = Record { shape: [1; 32], root: RootHash::from_bytes([9; 32]), commit };
         let mut bytes = record.encode();
         assert_eq!(Record::decode(&bytes), Some(record));
         assert_eq!(Record::decode(&bytes[..bytes.len() - 1]), None);
-        bytes[0] = 2;
+        bytes[0] = 1;
         assert_eq!(Record::decode(&bytes), None);
     }
 }
