@@ -215,13 +215,21 @@ impl Replica {
         let revealed = switched?;
         // A number that was live before would have a second tree.
         let is_one_tree = staged.is_held || !self.upkeep.history.knows(number);
+        let is_only_tree = self.slots.held().count() == 1 && self.slots.former().next().is_none();
+        let history = &mut self.upkeep.history;
         match &previous {
             Some(previous) => {
                 let touched = staged.touched.take().filter(|_| is_one_tree);
                 let finished = Some(staged.proven.unwrap_or(revealed));
-                self.upkeep.history.add(previous.number().get(), number, finished, touched);
+                history.add(previous.number().get(), number, finished, touched);
             }
-            None => self.upkeep.history.forget(),
+            None => {
+                history.forget();
+                if is_only_tree {
+                    // No generation has the number 0.
+                    history.add(0, number, Some(revealed), Some(Touched::default()));
+                }
+            }
         }
         self.upkeep.damaged = false;
         self.publish();

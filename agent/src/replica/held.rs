@@ -12,17 +12,16 @@
 //!   only names that a later activation touched are looked at ([`crate::state::history`]).
 //!
 //! It is proven when it is staged, and again right before the switch. The second proof hashes only what was
-//! changed since the first, by its ctime. A tree that fails is left alone, and the target is built from the
-//! live tree as any other. The failed tree stays held until that switch, so that an interrupted return can be
-//! tried again.
+//! changed since the first, by its ctime, and compares the manifests again only if it finds other inodes. A
+//! tree that fails is left alone, and the target is built from the live tree as any other. The failed tree
+//! stays held until that switch, so that an interrupted return can be tried again.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::FileType;
-use syncd_shared::diff::{Change, Comparison, DiffError, DirectorySource};
+use syncd_shared::diff::{Change, Comparison, DiffError, DirectorySource, PartLimits};
 use syncd_shared::directory::Cursor;
-use syncd_shared::manifest_cursor::ManifestCursor;
 use syncd_shared::{
     Component, ContentHash, Entry, Kind, Metadata, ObjectHash, RootEntry, SignedGeneration, Timestamp,
     TreePath,
@@ -114,20 +113,19 @@ impl Replica {
     ) -> Result<Option<Sound>, StageError> {
         let (trees, live_root) = (self.slots.trees(), live.generation().root);
         let record = &*trees.record;
-        let comparison = match compare(record, &live_root, root, self.options.part) {
-            Ok(comparison) if comparison.is_small() => comparison,
-            Ok(_) => return Ok(None),
-            // The manifest is not complete.
-            Err(DiffError::Source { source: RecordError::Unknown { .. }, .. }) => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
+        let _pages = record.hold_many_pages();
         let (history, live) = (&mut self.upkeep.history, live.number().get());
+        let last = history.proven(number, live);
+        let compared = || compare_small(record, &live_root, root, self.options.part);
+        let comparison = if last.is_none() { compared()? } else { None };
+        if last.is_none() && comparison.is_none() {
+            return Ok(None);
+        }
         let began = self.slots.layout().staging.moment()?;
         let mut proof = Proof {
             began,
             since: history.since(number, live),
-            known: history.proven(number, live).map(|proven| &proven.hashed),
-            manifest: ManifestCursor::new(record, &live_root)?,
+            known: last.map(|proven| &proven.hashed),
             live: trees.live_tree(&live_root)?,
             others: Others::new(),
             hashed: Hashed::new(),
@@ -138,12 +136,37 @@ impl Replica {
             return Ok(None);
         }
         let Proof { others, hashed, .. } = proof;
-        let Some((inodes, touched)) = differences(record, &comparison, (&live_root, root), others)? else {
-            return Ok(None);
+        let inodes_of: BTreeMap<_, _> =
+            others.iter().map(|(path, (_, inode))| (path.clone(), *inode)).collect();
+        let (inodes, touched) = match last.filter(|last| last.others == inodes_of) {
+            Some(last) => (last.inodes.clone(), last.since.clone().map(|since| since.touched)),
+            None => {
+                let comparison = if comparison.is_some() { comparison } else { compared()? };
+                let Some(comparison) = comparison else { return Ok(None) };
+                match differences(record, &comparison, (&live_root, root), others)? {
+                    Some(differences) => differences,
+                    None => return Ok(None),
+                }
+            }
         };
         let since = touched.clone().map(|touched| Since { finished: began, touched });
-        history.prove(Proven { generation: number, live, since, hashed });
+        let (others, kept) = (inodes_of, inodes.clone());
+        history.prove(Proven { generation: number, live, since, hashed, others, inodes: kept });
         Ok(Some(Sound { inodes, proven: began, touched }))
+    }
+}
+
+/// Compares two trees of the record; `None`: more than one part differs, or a manifest is not complete.
+fn compare_small<'a>(
+    record: &'a Record,
+    from: &RootEntry,
+    to: &RootEntry,
+    part: PartLimits,
+) -> Result<Option<Comparison<&'a Record>>, StageError> {
+    match compare(record, from, to, part) {
+        Ok(comparison) => Ok(Some(comparison).filter(Comparison::is_small)),
+        Err(DiffError::Source { source: RecordError::Unknown { .. }, .. }) => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -191,8 +214,6 @@ struct Proof<'a> {
     trees: &'a Trees,
     /// Whatever is changed later has a later ctime.
     began: Timestamp,
-    /// Manifest of the live tree.
-    manifest: ManifestCursor<'a, Record>,
     live: LiveTree<'a>,
     /// `None`: every name is looked at.
     since: Option<Since>,
@@ -322,9 +343,7 @@ impl Proof<'_> {
         if !looks_like(entry, &stat, owners) {
             return Ok(false);
         }
-        let is_shared =
-            self.live.inode(path)? == Some(stat.inode) && self.manifest.entry(path)?.as_ref() == Some(entry);
-        if is_shared {
+        if self.live.has(path, entry, stat.inode)? {
             return Ok(true);
         }
         self.others.insert(path.clone(), (entry.clone(), stat.inode));

@@ -115,17 +115,26 @@ impl<'a> LiveTree<'a> {
 
     /// Inode activated at `path`; `None`: unknown.
     pub fn inode(&mut self, path: &TreePath) -> Result<Option<u64>, RecordError> {
-        let (Some(parent), Some(Place { page, index, .. })) = (path.parent(), self.manifest.place(path)?)
-        else {
-            return Ok(None);
-        };
-        let leaf = Leaf { path: parent, page };
+        let Some(place) = self.manifest.place(path)? else { return Ok(None) };
+        self.inode_at(path, &place)
+    }
+
+    /// Whether `entry` was activated at `path`, with this inode.
+    pub fn has(&mut self, path: &TreePath, entry: &Entry, inode: u64) -> Result<bool, RecordError> {
+        let Some(place) = self.manifest.place(path)? else { return Ok(false) };
+        Ok(place.leaf.entries().get(place.index) == Some(entry)
+            && self.inode_at(path, &place)? == Some(inode))
+    }
+
+    fn inode_at(&mut self, path: &TreePath, place: &Place) -> Result<Option<u64>, RecordError> {
+        let Some(parent) = path.parent() else { return Ok(None) };
+        let leaf = Leaf { path: parent, page: place.page };
         if self.current.as_ref().is_none_or(|(at, _)| *at != leaf) {
             let inodes = self.record.inodes(&leaf)?.unwrap_or_default();
             self.current = Some((leaf, inodes));
         }
         let inodes = self.current.as_ref().map(|(_, inodes)| inodes.as_slice()).unwrap_or_default();
-        Ok(inodes.get(index).copied().filter(|inode| *inode != 0))
+        Ok(inodes.get(place.index).copied().filter(|inode| *inode != 0))
     }
 
     /// Links the file or symlink at `path` into `to` if it is still what was activated. Returns its inode

@@ -7,12 +7,12 @@
 //!
 //! The last proof of a held tree is remembered too, so that a second one looks only at what changed since.
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
 use syncd_shared::diff::{Change, Comparison, DiffError};
 use syncd_shared::{Component, ContentHash, Timestamp, TreePath};
 
-use crate::state::record::{Record, RecordError};
+use crate::state::record::{InodeChanges, Record, RecordError};
 
 /// Number of activations remembered: more than the trees that wait to be recycled.
 const STEPS_MAX: usize = 16;
@@ -47,6 +47,10 @@ pub(crate) struct Proven {
     /// `None`: too many names have another inode than in the live tree.
     pub since: Option<Since>,
     pub hashed: Hashed,
+    /// Files and symlinks with another inode than at the same path of the live tree.
+    pub others: BTreeMap<TreePath, u64>,
+    /// Inode numbers of the tree, as changes to those of the live tree.
+    pub inodes: InodeChanges,
 }
 
 /// Files that were hashed by inode, with their ctime at that time. Those changed during the proof are left
@@ -246,7 +250,14 @@ mod tests {
     fn a_proof_counts_for_its_two_trees_until_all_is_forgotten() {
         let mut steps = Steps::default();
         steps.add(1, 2, at(2), Some(touched(&["a"])));
-        let proof = |since| Proven { generation: 1, live: 2, since, hashed: Hashed::new() };
+        let proof = |since| Proven {
+            generation: 1,
+            live: 2,
+            since,
+            hashed: Hashed::new(),
+            others: BTreeMap::new(),
+            inodes: InodeChanges::default(),
+        };
         steps.prove(proof(at(9).map(|finished| Since { finished, touched: touched(&["b"]) })));
         let since = steps.since(1, 2).unwrap();
         assert_eq!((Some(since.finished), since.touched), (at(9), touched(&["b"])));

@@ -43,6 +43,8 @@ use crate::state::decisions::Decisions;
 use crate::state::slot::{RowError, Slot, decode_generation, encode_generation};
 
 use self::decisions::DECISIONS;
+#[cfg(test)]
+pub(crate) use self::directories::counts;
 use self::directories::{DIRECTORIES, PageCache};
 #[cfg(feature = "fuzzing")]
 pub(crate) use self::inodes::decode_inodes;

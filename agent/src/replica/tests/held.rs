@@ -3,6 +3,7 @@
 use super::*;
 use crate::session::worker::ReplicaWork;
 use crate::state::hashing;
+use crate::state::record::counts as pages;
 use crate::state::slot::Slot;
 
 /// Two generations held, the second live, everything settled.
@@ -313,15 +314,28 @@ fn damage_never_comes_back_to_life_by_a_second_return() {
 fn the_second_proof_reads_nothing_again_and_a_return_is_remembered_like_an_update() {
     let (mut site, mut replica) = two_by(Site::in_memory(), edit_a_little);
     let target = site.origin.seal_root(root_of(&replica, 1));
-    let read = hashing::counted();
+    let (read, asked) = (hashing::counted(), pages::asked());
     let staged = site.stage(&mut replica, &target).unwrap();
     let first = hashing::counted() - read;
     assert!(first > 0);
+    let (staged_at, pages_of_first) = (pages::asked(), pages::asked() - asked);
     replica.activate(staged, &mut |_| Ok(())).unwrap();
     assert_eq!(hashing::counted() - read, first, "files were read by the second proof");
+    let pages_of_second = pages::asked() - staged_at;
+    assert!(pages_of_second * 2 < pages_of_first, "{pages_of_second} pages, the first {pages_of_first}");
     let since = replica.upkeep.history.since(2, 3).expect("the way from 2 to 3 is known");
     assert!(since.touched.names.contains_key(&path("docs/0")), "{since:?}");
     assert!(!since.touched.names.contains_key(&path("media")), "{since:?}");
+}
+
+#[test]
+fn the_tree_of_the_first_sync_is_remembered_like_others() {
+    let (mut site, mut replica) = two_by(Site::in_memory(), edit_a_little);
+    let since = replica.upkeep.history.since(1, 2).expect("the way from 1 to 2 is known");
+    assert!(since.touched.names.contains_key(&path("docs/0")), "{since:?}");
+    let old = snapshot(&site.generation(1));
+    assert!(return_to(&mut site, &mut replica, 1));
+    assert_sound(&site, &mut replica, &old);
 }
 
 #[test]

@@ -17,11 +17,37 @@ pub(super) const DIRECTORIES: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefin
 const SWEPT_AT_ONCE: usize = 512;
 /// Limit of cached pages, in entries.
 const CACHED_ENTRIES: usize = 20_000;
+/// The same while a [`ManyPages`] lives: about 20 MB.
+const MANY_ENTRIES: usize = 128 * 1024;
 
 #[derive(Default)]
 pub(super) struct PageCache {
     pub(super) pages: HashMap<ObjectHash, Arc<Page>>,
     pub(super) items: usize,
+    holds_many: bool,
+}
+
+impl PageCache {
+    fn limit(&self) -> usize {
+        if self.holds_many { MANY_ENTRIES } else { CACHED_ENTRIES }
+    }
+
+    fn clear(&mut self) {
+        *self = Self { holds_many: self.holds_many, ..Self::default() };
+    }
+}
+
+/// Keeps more pages in memory while it lives, for work that reads the same pages several times.
+pub(crate) struct ManyPages<'a>(&'a Record);
+
+impl Drop for ManyPages<'_> {
+    fn drop(&mut self) {
+        let mut cache = self.0.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        cache.holds_many = false;
+        if cache.items > cache.limit() {
+            cache.clear();
+        }
+    }
 }
 
 impl Record {
@@ -85,7 +111,7 @@ impl Record {
         }
         drop((table, read));
         // A cached page counts as stored.
-        *self.cache.lock().unwrap_or_else(PoisonError::into_inner) = PageCache::default();
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner).clear();
         for some in gone.chunks(SWEPT_AT_ONCE) {
             if is_cancelled() {
                 return Ok(None);
@@ -102,11 +128,17 @@ impl Record {
         Ok(Some(gone.len() as u64))
     }
 
+    /// Keeps more pages in memory while the result lives.
+    pub fn hold_many_pages(&self) -> ManyPages<'_> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner).holds_many = true;
+        ManyPages(self)
+    }
+
     fn remember(&self, hash: ObjectHash, page: &Arc<Page>) {
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         let items = page.entries().len() + page.pages().len() + 1;
-        if cache.items + items > CACHED_ENTRIES {
-            *cache = PageCache::default();
+        if cache.items + items > cache.limit() {
+            cache.clear();
         }
         cache.items += items;
         cache.pages.insert(hash, page.clone());
@@ -120,9 +152,13 @@ impl DirectorySource for Record {
         let cached = |cache: &Mutex<PageCache>| {
             cache.lock().unwrap_or_else(PoisonError::into_inner).pages.get(hash).cloned()
         };
+        #[cfg(test)]
+        counts::ASKED.with(|asked| asked.set(asked.get() + 1));
         if let Some(page) = cached(&self.cache) {
             return Ok(page);
         }
+        #[cfg(test)]
+        counts::READ.with(|read| read.set(read.get() + 1));
         let doing = RecordError::database::<redb::Error>("read a directory object");
         let read = self.database.begin_read().map_err(|e| doing(e.into()))?;
         let table = read.open_table(DIRECTORIES).map_err(|e| doing(e.into()))?;
@@ -133,5 +169,61 @@ impl DirectorySource for Record {
         };
         self.remember(*hash, &page);
         Ok(page)
+    }
+}
+
+/// Pages that this thread has asked for, and those of them that were not in memory.
+#[cfg(test)]
+pub(crate) mod counts {
+    use std::cell::Cell;
+
+    thread_local! {
+        pub(super) static ASKED: Cell<u64> = const { Cell::new(0) };
+        pub(super) static READ: Cell<u64> = const { Cell::new(0) };
+    }
+
+    pub(crate) fn asked() -> u64 {
+        ASKED.get()
+    }
+
+    pub(crate) fn read() -> u64 {
+        READ.get()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use syncd_shared::{Component, ContentHash, Directory, Entry, Kind, Metadata, Timestamp};
+
+    use super::*;
+
+    fn file(number: u32) -> Entry {
+        let mtime = Timestamp { seconds: 1, nanoseconds: 0 };
+        Entry {
+            name: Component::new(number.to_string().as_bytes()).unwrap(),
+            metadata: Metadata { mode: 0o644, uid: 0, gid: 0, mtime },
+            kind: Kind::File { size: 1, content: ContentHash::of(&number.to_le_bytes()) },
+        }
+    }
+
+    #[test]
+    fn more_pages_stay_in_memory_while_they_are_held_and_not_longer() {
+        let temp = tempfile::tempdir().unwrap();
+        let (record, _) = Record::open(&temp.path().join("r")).unwrap();
+        let files = CACHED_ENTRIES as u32 + 5_000;
+        let built = Directory::new((0..files).map(file).collect()).unwrap().build();
+        record.put_directories(&built.pages, true).unwrap();
+        let read_all = || {
+            let before = counts::read();
+            assert_eq!(record.directory(&built.root).unwrap().entries().len(), files as usize);
+            counts::read() - before
+        };
+        read_all();
+        assert!(read_all() > 0, "all pages are in memory");
+        let held = record.hold_many_pages();
+        read_all();
+        assert_eq!(read_all(), 0, "pages are read again");
+        drop(held);
+        assert!(record.cache.lock().unwrap().items <= CACHED_ENTRIES);
     }
 }
