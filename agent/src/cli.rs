@@ -18,6 +18,7 @@ use indicatif::HumanBytes;
 use syncd_runtime::local_socket;
 use syncd_runtime::output::note;
 use syncd_runtime::signals::Signals;
+use syncd_runtime::terminal::{Colour, Terminal};
 use syncd_runtime::version::version;
 use syncd_runtime::{act_as, config_file, manual, output, supervisor, telemetry};
 use syncd_shared::identity::{JoinToken, RootFingerprint};
@@ -35,6 +36,9 @@ use crate::{offline, php, service};
 
 /// Configuration file that is read unless another one is named.
 const CONFIG: &str = "/etc/syncd/agent.toml";
+
+/// Column of the values of `status`.
+const VALUE_INDENT: usize = 15;
 
 /// Longest path that is shown.
 const SHOWN_MAX_BYTES: usize = 1_000;
@@ -284,12 +288,30 @@ async fn status(root: &Path, json: bool, check: bool) -> anyhow::Result<ExitCode
 }
 
 fn print_status(status: &AgentStatus, json: bool) -> anyhow::Result<()> {
-    if json {
-        output::line(serde_json::to_string(status)?)?;
-    } else {
-        output::line(status)?;
+    match Terminal::of_output() {
+        _ if json => output::line(serde_json::to_string(status)?)?,
+        Some(terminal) => output::line(on_terminal(status, terminal))?,
+        None => output::line(status)?,
     }
     Ok(())
+}
+
+/// The status in lines that fit, with colours.
+fn on_terminal(status: &AgentStatus, terminal: Terminal) -> String {
+    let first = match status.verdict() {
+        Verdict::Well => Colour::Plain,
+        Verdict::NotFollowing => Colour::Yellow,
+        Verdict::NotServing => Colour::Red,
+    };
+    let text = status.to_string();
+    let colour = |index: usize, line: &str| match line.split_whitespace().next() {
+        _ if index == 0 => first,
+        Some("error" | "after") => Colour::Red,
+        Some("drift" | "refused" | "warning") => Colour::Yellow,
+        _ => Colour::Plain,
+    };
+    let fit = |(index, line)| terminal.fit(line, VALUE_INDENT, colour(index, line));
+    text.lines().enumerate().map(fit).collect::<Vec<_>>().join("\n")
 }
 
 async fn verify(root: &Path, json: bool) -> anyhow::Result<ExitCode> {
@@ -412,6 +434,19 @@ mod tests {
         assert_eq!(swap(""), Some(Swap::Link));
         assert_eq!(swap(" --swap exchange"), Some(Swap::Exchange));
         assert_eq!(parse("syncd-agent run --root /r --swap symlink").unwrap_err().exit_code(), 2);
+    }
+
+    #[test]
+    fn a_status_fits_its_terminal_and_shows_trouble_in_colour() {
+        let failing = status::tests::failing();
+        let terminal = Terminal { columns: 80, colour: false };
+        let text = on_terminal(&failing, terminal);
+        assert!(text.lines().all(|row| row.len() <= 80), "{text}");
+        let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(words(&text), words(&failing.to_string()));
+        let warned = AgentStatus { warning: Some("chmod 711".into()), ..failing };
+        let text = on_terminal(&warned, Terminal { colour: true, ..terminal });
+        assert!(text.starts_with("\x1b[33mweb1:") && text.contains("\n\x1b[33m  warning "), "{text:?}");
     }
 
     #[test]

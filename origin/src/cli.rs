@@ -10,6 +10,7 @@ mod key;
 mod passphrase;
 mod printer;
 mod reach;
+mod screen;
 mod serve;
 mod summary;
 mod watch;

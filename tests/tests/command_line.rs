@@ -616,6 +616,52 @@ fn a_person_sees_who_never_came_how_far_the_others_are_and_what_changed() {
     assert_eq!(created, Some("2026-11-29T12:00:00.000Z".len()), "{json:#?}");
 }
 
+/// Runs a command on a pseudo terminal of 80 columns. Returns its lines.
+fn on_a_terminal(command: &Command, variables: &str) -> Vec<String> {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let words: Vec<String> = words.map(|word| format!("'{}'", word.to_str().expect("text"))).collect();
+    let line = format!("stty cols 80 rows 24; {variables} {}", words.join(" "));
+    let mut script = Command::new("script");
+    script.args(["-qec", &line, "/dev/null"]).env_remove("NO_COLOR");
+    run_within(&mut script, Duration::from_secs(60))
+        .expect_success()
+        .stdout
+        .lines()
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn a_terminal_of_80_columns_shows_whole_lines_in_colour() {
+    syncd_tests::require_program("script", "bsdutils");
+    let (scene, origin) = site("terminal");
+    let mut agent = Agent::started(&scene, &origin, "a-node-with-a-long-name");
+    origin.wait_connected(&["a-node-with-a-long-name"]);
+    let label = "a label of many words, which is longer than what remains of a row, and is shown whole";
+    origin.cli("commit", &["-m", label, "--wait=60s"]).expect_success();
+    agent.kill9();
+    wait::until("the origin to miss the node", || (!origin.status().agents[0].connected).then_some(()));
+    for (command, colour) in [
+        (origin.command("status", &[]), "\x1b[31m  a-node"),
+        (origin.command("history", &[]), "\x1b[32m*"),
+        (agent.command("status", &[]), "\x1b[31ma-node"),
+    ] {
+        let plain = on_a_terminal(&command, "NO_COLOR=1");
+        for line in &plain {
+            // A path stays whole, so that it can be copied.
+            let fits = line.chars().count() <= 80 || !line.trim().contains(' ');
+            assert!(fits && !line.contains('\x1b'), "{line:?} of {plain:#?}");
+        }
+        let coloured = on_a_terminal(&command, "");
+        assert!(coloured.iter().any(|line| line.starts_with(colour)), "{colour:?} in {coloured:#?}");
+    }
+    let history = on_a_terminal(&origin.command("history", &[]), "NO_COLOR=1").join(" ");
+    let words = history.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(words.ends_with(label), "{words}");
+    let whole = origin.cli("history", &[]).expect_success().stdout;
+    assert!(whole.trim_end().ends_with(label) && !whole.contains('\x1b'), "{whole}");
+}
+
 #[test]
 fn members_of_the_admin_group_publish_and_read_nothing_else() {
     require_root("it runs commands as other users");

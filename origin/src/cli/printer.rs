@@ -9,11 +9,12 @@ use anyhow::{Context as _, bail};
 use indicatif::{HumanBytes, HumanCount};
 use serde::Serialize;
 use syncd_runtime::output::{self, OutputError, note};
+use syncd_runtime::terminal::Terminal;
 use syncd_shared::text::{counted, error_chain};
 
 use super::arguments::Json;
-use super::key;
 use super::summary::Summary;
+use super::{key, screen};
 use crate::admin::protocol::{
     DiffLine, GenerationLine, HistoryLine, NodeLine, PageLine, Reply, Request, TokenLine,
 };
@@ -138,6 +139,8 @@ pub(super) struct Printer {
     refused: bool,
     /// Whether the line of the terminal is one that the next one replaces.
     is_line_open: bool,
+    /// The terminal of standard output, if it is one.
+    terminal: Option<Terminal>,
 }
 
 impl Printer {
@@ -164,6 +167,7 @@ impl Printer {
             remarks: Vec::new(),
             refused: false,
             is_line_open: false,
+            terminal: Terminal::of_output(),
         }
     }
 
@@ -198,22 +202,10 @@ impl Printer {
     /// Prints a line, after a header on the first call. `*` marks the published generation.
     pub(super) fn history(&mut self, line: &HistoryLine) -> Result<(), OutputError> {
         if self.lines == 0 {
-            output::line(
-                "  generation  created                        files        size  changes           root          label",
-            )?;
+            output::line(screen::history_header(self.terminal))?;
         }
         self.lines += 1;
-        output::line(format_args!(
-            "{} {:>10}  {:24}  {:>10}  {:>10}  {:16}  {:.12}  {}",
-            if line.current { '*' } else { ' ' },
-            line.generation,
-            line.created,
-            HumanCount(line.files).to_string(),
-            HumanBytes(line.bytes).to_string(),
-            line.changes.map_or("?".to_owned(), |changes| changes.to_string()),
-            line.root,
-            line.label
-        ))
+        output::line(screen::history_text(line, self.terminal))
     }
 
     /// Prints the number of a generation, alone, and remarks on standard error.
@@ -346,7 +338,10 @@ impl Printer {
             return Ok(output::line(line)?);
         }
         match reply {
-            Reply::Status(status) => output::line(Status::to_text(&status).trim_end())?,
+            Reply::Status(status) => match self.terminal {
+                Some(terminal) => output::line(screen::status_text(&status, terminal))?,
+                None => output::line(Status::to_text(&status).trim_end())?,
+            },
             Reply::Token { token, about, address } => issued(&token, &about, &address)?,
             Reply::Publish(publish) => output::line(publish.to_text())?,
             Reply::Collected(line) => output::line(line.to_text())?,

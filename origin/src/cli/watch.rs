@@ -9,11 +9,11 @@ use console::{Term, measure_text_width};
 use syncd_runtime::local_socket::{self, LocalSocketError};
 use syncd_runtime::output;
 use syncd_runtime::telemetry::is_colour_wanted;
-use syncd_shared::AgentState;
 
+use super::screen::{Mood, agent_lines, head_lines};
 use crate::admin;
 use crate::admin::protocol::{Reply, Request};
-use crate::admin::status::{AgentStatus, Status};
+use crate::admin::status::Status;
 
 const PAUSE: Duration = Duration::from_secs(1);
 const CLEAR: &str = "\x1b[2J";
@@ -27,34 +27,6 @@ struct Room {
     rows: usize,
     columns: usize,
     colour: bool,
-}
-
-/// State of a line. The most urgent ones are kept when there is no room for all.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Mood {
-    Trouble,
-    Busy,
-    Well,
-}
-
-impl Mood {
-    fn of(agent: &AgentStatus, current: Option<u64>) -> Self {
-        let is_quiet = agent.error.is_none() && agent.drift.is_none() && agent.notes.is_empty();
-        match agent.state {
-            _ if !is_quiet || !agent.connected => Self::Trouble,
-            AgentState::Failed => Self::Trouble,
-            AgentState::Live if agent.generation == current && agent.is_live() => Self::Well,
-            _ => Self::Busy,
-        }
-    }
-
-    fn colour(self) -> &'static str {
-        match self {
-            Self::Trouble => "\x1b[31m",
-            Self::Busy => "\x1b[33m",
-            Self::Well => "",
-        }
-    }
 }
 
 /// Shows the status until the terminal or the program is closed. An origin that is down is waited for;
@@ -94,15 +66,7 @@ async fn status(data: &Path) -> anyhow::Result<Option<Box<Status>>> {
 
 /// The lines of one screen. Those of agents that are well go first if there are too many.
 fn screen(status: &Status, room: Room) -> Vec<String> {
-    let mut lines: Vec<(Mood, String)> =
-        status.head().lines().map(|line| (Mood::Well, line.to_owned())).collect();
-    let mut agents: Vec<(Mood, String)> = Vec::new();
-    let width = status.name_width();
-    for agent in &status.agents {
-        let (mood, mut text) = (Mood::of(agent, status.generation), String::new());
-        status.write_agent(agent, width, &mut text);
-        agents.extend(text.lines().map(|line| (mood, line.to_owned())));
-    }
+    let (mut lines, mut agents) = (head_lines(status), agent_lines(status));
     // One row is left for the cursor, and one for the count.
     let free = room.rows.saturating_sub(lines.len().saturating_add(2));
     let hidden = agents.len().saturating_sub(free);
@@ -115,10 +79,7 @@ fn screen(status: &Status, room: Room) -> Vec<String> {
     lines.truncate(room.rows.saturating_sub(1).max(1));
     let shown = |(mood, line): (Mood, String)| {
         let line = cut(&line, room.columns);
-        match mood.colour() {
-            colour if room.colour && !colour.is_empty() => format!("{colour}{line}\x1b[0m"),
-            _ => line,
-        }
+        if room.colour { mood.colour().paint(&line) } else { line }
     };
     lines.into_iter().map(shown).collect()
 }
@@ -143,7 +104,10 @@ fn cut(line: &str, columns: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use syncd_shared::AgentState;
+
     use super::*;
+    use crate::admin::status::AgentStatus;
     use crate::admin::status::tests::{agent, status};
 
     const ROOM: Room = Room { rows: 24, columns: 80, colour: false };
