@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use clap::parser::ValueSource;
-use clap::{Arg, ArgMatches, Args, Command, Subcommand};
+use clap::{Arg, ArgMatches, Args, Command};
 use serde::Serialize;
 use syncd_shared::text::one_line;
 
@@ -14,21 +14,6 @@ use crate::output::{self, OutputError};
 
 /// Longest part of a value that is shown.
 const SHOWN_MAX_BYTES: usize = 1_000;
-
-/// Commands about the configuration, of both programs.
-#[derive(Debug, Subcommand)]
-pub enum ConfigAction {
-    /// Check the configuration file, the environment and given options, without starting anything.
-    Check(Given),
-    /// Show every option with its value, and where the value comes from.
-    Show {
-        #[command(flatten)]
-        given: Given,
-        /// Print JSON.
-        #[arg(long)]
-        json: bool,
-    },
-}
 
 /// Options to start the service with.
 #[derive(Debug, Args)]

@@ -10,9 +10,11 @@ mod transcript;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Command;
 
 use syncd_tests::edits::{set_time, write};
-use syncd_tests::{Agent, Origin, Scene, wait};
+use syncd_tests::process::run;
+use syncd_tests::{Agent, Origin, Scene, binary, wait};
 use transcript::Transcript;
 
 /// Compares a transcript with `tests/tests/contract/NAME.snap`.
@@ -48,6 +50,36 @@ fn commands(help: &str) -> impl Iterator<Item = &str> {
         line.split_whitespace().next().filter(|name| is_name && *name != "help")
     });
     names.collect::<Vec<_>>().into_iter()
+}
+
+/// Asserts that the help below `words` has examples, and says the units of every value that has one.
+fn assert_explained(program: &str, words: &[&str]) {
+    let help = run(Command::new(binary(program)).args(words).arg("--help")).expect_success().stdout;
+    let line = words.join(" ");
+    let flat = help.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(words.is_empty() || help.contains("\nExamples:\n"), "no example: {program} {line}\n{help}");
+    for (value, units) in [
+        ("TIME", &["TIME is a number with a unit, as in", "TIME is a moment, as in"][..]),
+        ("SIZE", &["SIZE is bytes", "SIZE and RATE are bytes"]),
+        ("RATE", &["RATE is bytes per second", "SIZE and RATE are bytes, and bytes per second"]),
+        ("DURATION", &[]),
+    ] {
+        let is_said = units.iter().any(|unit| flat.contains(unit));
+        assert!(
+            !flat.contains(&format!("<{value}>")) || is_said,
+            "no unit of {value}: {program} {line}\n{help}"
+        );
+    }
+    for command in commands(&help) {
+        assert_explained(program, &[words, &[command]].concat());
+    }
+}
+
+#[test]
+fn every_command_has_examples_and_units() {
+    for program in ["syncd-origin", "syncd-agent"] {
+        assert_explained(program, &[]);
+    }
 }
 
 #[test]

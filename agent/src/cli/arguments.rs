@@ -9,13 +9,13 @@ use clap::{ArgGroup, Args, Subcommand};
 use syncd_runtime::bucket::BucketUrl;
 use syncd_runtime::manual::Shell;
 use syncd_runtime::rate::Rate;
-use syncd_runtime::settings::ConfigAction;
 use syncd_runtime::telemetry::LogFormat;
 use syncd_runtime::trusted_file::check_trusted;
 use syncd_shared::address::listen_address;
 use syncd_shared::identity::{AgentName, RootFingerprint};
 use syncd_shared::time_span::{parse_time, time_or_zero};
 
+use super::configuration::ConfigAction;
 use crate::check::url::CheckUrl;
 use crate::check::{self, Ask, CheckOptions};
 use crate::config::{self, Owner, RunOptions};
@@ -60,7 +60,7 @@ Examples:
 
 Exit codes: 0 the settings suit; 1 they do not, or the check failed; 3 warnings only.";
 const DRAIN_HELP: &str = "\
-Example:
+Examples:
   syncd-agent drain
 
 The order survives restarts. `syncd-agent undrain` ends it.";
@@ -72,13 +72,14 @@ Examples:
 `syncd-agent status` lists the generations that the node holds. The order survives restarts; nothing newer is
 fetched before `syncd-agent unpin`.";
 const ACCEPT_HELP: &str = "\
-Example:
+Examples:
   syncd-agent accept 42
 
 The generation is taken again when the origin announces it.";
 const CHECK_HELP: &str = "\
-Example, in keepalived.conf:
-  vrrp_script syncd { script \"/usr/bin/syncd-agent check\" }
+Examples:
+  syncd-agent check
+  vrrp_script syncd { script \"/usr/bin/syncd-agent check\" }    (in keepalived.conf)
 
 Exit codes: 0 ready; 1 not ready, or no agent runs.";
 const VERIFY_HELP: &str = "\
@@ -90,6 +91,14 @@ Exit codes: 0 success, all differences healed; 1 failure, or a file could not be
 const CONFIG_HELP: &str = "\
 Examples:
   syncd-agent config check
+  syncd-agent config show";
+pub(super) const CONFIG_CHECK_HELP: &str = "\
+Examples:
+  syncd-agent config check
+  syncd-agent config check --config new.toml -- --keep 3";
+pub(super) const CONFIG_SHOW_HELP: &str = "\
+Examples:
+  syncd-agent config show
   syncd-agent config show --config /etc/syncd/agent.toml -- --keep 3";
 const COMPLETIONS_HELP: &str = "\
 Examples:
@@ -152,7 +161,7 @@ pub(super) enum Command {
         place: Place,
     },
     /// End `drain`.
-    #[command(after_help = "Example:\n  syncd-agent undrain")]
+    #[command(after_help = "Examples:\n  syncd-agent undrain")]
     Undrain {
         #[command(flatten)]
         place: Place,
@@ -166,13 +175,13 @@ pub(super) enum Command {
         place: Place,
     },
     /// End `pin`, and follow the origin again.
-    #[command(after_help = "Example:\n  syncd-agent unpin")]
+    #[command(after_help = "Examples:\n  syncd-agent unpin")]
     Unpin {
         #[command(flatten)]
         place: Place,
     },
     /// List the generations that this node refuses, because their check failed here.
-    #[command(after_help = "Example:\n  syncd-agent refused")]
+    #[command(after_help = "Examples:\n  syncd-agent refused")]
     Refused {
         #[command(flatten)]
         place: Place,

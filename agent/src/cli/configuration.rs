@@ -3,15 +3,32 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use clap::CommandFactory as _;
+use clap::{CommandFactory as _, Subcommand};
 use syncd_runtime::config_file;
 use syncd_runtime::output;
-use syncd_runtime::settings::{self, ConfigAction};
+use syncd_runtime::settings::{self, Given};
 
+use super::arguments::{CONFIG_CHECK_HELP, CONFIG_SHOW_HELP};
 use super::{CONFIG, Cli, Command};
 
 const PROGRAM: &str = "syncd-agent";
 const SERVICE: &str = "run";
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ConfigAction {
+    /// Check the configuration file, the environment and given options, without starting anything.
+    #[command(after_help = CONFIG_CHECK_HELP)]
+    Check(Given),
+    /// Show every option with its value, and where the value comes from.
+    #[command(after_help = CONFIG_SHOW_HELP)]
+    Show {
+        #[command(flatten)]
+        given: Given,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
 
 pub(super) fn run(action: ConfigAction) -> anyhow::Result<ExitCode> {
     match action {

@@ -7,6 +7,7 @@ use clap::{Args, Subcommand};
 use syncd_shared::time_span::parse_time;
 
 use super::arguments::{Data, Json, generation_number, label};
+use super::help;
 use super::printer::Print;
 use crate::admin::RolloutAction;
 use crate::admin::protocol::{Request, Wait};
@@ -107,17 +108,22 @@ pub(super) struct NodeArgs {
 #[derive(Debug, Subcommand)]
 pub(super) enum RolloutCommand {
     /// Show the newest rollout, with its nodes.
+    #[command(after_help = help::ROLLOUT_STATUS)]
     Status {
         #[command(flatten)]
         json: Json,
     },
     /// Flip no further nodes until `resume`. Times do not run meanwhile.
+    #[command(after_help = help::ROLLOUT_PAUSE)]
     Pause,
     /// Continue a paused rollout.
+    #[command(after_help = help::ROLLOUT_RESUME)]
     Resume,
     /// End the hold, and begin the next step.
+    #[command(after_help = help::ROLLOUT_ADVANCE)]
     Advance,
     /// End the rollout: the tree of before is published again, and nothing automatically until `commit`.
+    #[command(after_help = help::ROLLOUT_ABORT)]
     Abort,
 }
 
@@ -148,13 +154,16 @@ impl RolloutCommand {
 #[derive(Debug, Subcommand)]
 pub(super) enum PublishCommand {
     /// Show the generation that followers get, and what keeps a later one from them.
+    #[command(after_help = help::PUBLISH_STATUS)]
     Status {
         #[command(flatten)]
         json: Json,
     },
     /// Read and verify everything that followers may read, and put damaged objects again.
+    #[command(after_help = help::PUBLISH_CHECK)]
     Check,
     /// Delete what followers no longer need. The first run lists it, and a run after the grace deletes it.
+    #[command(after_help = help::PUBLISH_GC)]
     Gc {
         /// Time between the two runs, which must be longer than the slowest transfer of a follower.
         #[arg(long, default_value = "1h", value_name = "TIME", value_parser = parse_time)]
@@ -184,11 +193,13 @@ impl PublishCommand {
 #[derive(Debug, Subcommand)]
 pub(super) enum TokenAction {
     /// List the valid tokens, without their secrets.
+    #[command(after_help = help::TOKEN_LIST)]
     List {
         #[command(flatten)]
         json: Json,
     },
     /// Make a token invalid.
+    #[command(after_help = help::TOKEN_REVOKE)]
     Revoke {
         /// ID of the token, as shown by `token list`, or the start of the ID.
         id: String,

@@ -11,7 +11,6 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use syncd_runtime::bucket::BucketUrl;
 use syncd_runtime::config_file::{self, ConfigError};
 use syncd_runtime::manual::Shell;
-use syncd_runtime::settings::ConfigAction;
 use syncd_runtime::version::version;
 use syncd_shared::generation::{LabelError, check_label};
 use syncd_shared::time_span::parse_time;
@@ -20,6 +19,7 @@ use super::actions::{
     CommitArgs, NodeArgs, PublishCommand, Report, RollbackArgs, RolloutCommand, TokenAction,
 };
 use super::collected::CollectedCommand;
+use super::configuration::ConfigAction;
 use super::help;
 use super::key::KeyAction;
 use super::serve::Serve;

@@ -25,14 +25,41 @@ Examples:
 
 Collected directories are those that nodes write to. A table [collect.NAME] of the configuration file sets one up.";
 
+const LIST: &str = "\
+Examples:
+  syncd-origin collected list";
+const CONFLICTS: &str = "\
+Examples:
+  syncd-origin collected conflicts
+  syncd-origin collected conflicts uploads --json";
+const HISTORY: &str = "\
+Examples:
+  syncd-origin collected history uploads 2026/11/photo.jpg";
+const RESTORE: &str = "\
+Examples:
+  syncd-origin collected restore uploads 2026/11/photo.jpg --version 17
+  syncd-origin collected restore uploads --conflict 3
+  syncd-origin collected restore uploads --before 2h --from web2
+
+TIME is a moment, as in 2026-11-30T12:00:00Z, or a number with a unit for the time since then, as in 30m, 2h or 7d.";
+const ADOPT: &str = "\
+Examples:
+  syncd-origin collected adopt uploads
+  syncd-origin collected adopt uploads /srv/old-site/uploads";
+const RELEASE: &str = "\
+Examples:
+  syncd-origin collected release uploads /srv/uploads";
+
 #[derive(Debug, Subcommand)]
 pub(super) enum CollectedCommand {
     /// List the collected directories.
+    #[command(after_help = LIST)]
     List {
         #[command(flatten)]
         json: Json,
     },
     /// List contents that lost a conflict: another node had changed the file first.
+    #[command(after_help = CONFLICTS)]
     Conflicts {
         /// The directory [default: all].
         name: Option<String>,
@@ -40,6 +67,7 @@ pub(super) enum CollectedCommand {
         json: Json,
     },
     /// List the versions of a file.
+    #[command(after_help = HISTORY)]
     History {
         /// The directory.
         name: String,
@@ -49,7 +77,7 @@ pub(super) enum CollectedCommand {
         json: Json,
     },
     /// Make older contents current again, on all nodes.
-    #[command(group = ArgGroup::new("what").required(true).args(["version", "conflict", "before"]))]
+    #[command(after_help = RESTORE, group = ArgGroup::new("what").required(true).args(["version", "conflict", "before"]))]
     Restore {
         /// The directory.
         name: String,
@@ -70,6 +98,7 @@ pub(super) enum CollectedCommand {
         from: Option<String>,
     },
     /// Take a tree of files into a directory. Nodes get them.
+    #[command(after_help = ADOPT)]
     Adopt {
         /// The directory.
         name: String,
@@ -78,9 +107,11 @@ pub(super) enum CollectedCommand {
         directory: Option<PathBuf>,
     },
     /// Write all files of a directory to DIR, which must be empty or missing.
+    #[command(after_help = RELEASE)]
     Release {
         /// The directory.
         name: String,
+        /// Directory to write to.
         #[arg(value_name = "DIR")]
         directory: PathBuf,
     },

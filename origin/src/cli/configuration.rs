@@ -3,15 +3,32 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use clap::CommandFactory as _;
+use clap::{CommandFactory as _, Subcommand};
 use syncd_runtime::config_file;
 use syncd_runtime::output::{self, note};
-use syncd_runtime::settings::{self, ConfigAction};
+use syncd_runtime::settings::{self, Given};
 
 use super::arguments::{CONFIG, Cli, Command};
+use super::help;
 
 const PROGRAM: &str = "syncd-origin";
 const SERVICE: &str = "serve";
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ConfigAction {
+    /// Check the configuration file, the environment and given options, without starting anything.
+    #[command(after_help = help::CONFIG_CHECK)]
+    Check(Given),
+    /// Show every option with its value, and where the value comes from.
+    #[command(after_help = help::CONFIG_SHOW)]
+    Show {
+        #[command(flatten)]
+        given: Given,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
 
 pub(super) fn run(action: ConfigAction) -> anyhow::Result<ExitCode> {
     match action {

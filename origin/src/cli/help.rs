@@ -20,17 +20,43 @@ pub(super) const TOKEN: &str = "\
 Examples:
   syncd-origin token
   syncd-origin token --ttl 1d --uses 10
-  syncd-origin token list";
+  syncd-origin token list
+
+TIME is a number with a unit, as in 90s, 12h or 30d.";
 pub(super) const KEY: &str = "\
 Examples:
   syncd-origin key show
   syncd-origin key rotate --signing > document
   syncd-origin key sign --root-key /media/usb/root.key";
+pub(super) const KEY_SHOW: &str = "\
+Examples:
+  syncd-origin key show
+  syncd-origin key show --json | jq .";
+pub(super) const KEY_ROTATE: &str = "\
+Examples:
+  syncd-origin key rotate > document
+  syncd-origin key rotate --authority --retire > document";
+pub(super) const KEY_SIGN: &str = "\
+Examples:
+  syncd-origin key sign --root-key /media/usb/root.key
+  syncd-origin key sign --root-key root.key document > signed";
+pub(super) const KEY_TAKE: &str = "\
+Examples:
+  syncd-origin key take signed
+  ssh safe.example.org cat signed | syncd-origin key take -";
+pub(super) const TOKEN_LIST: &str = "\
+Examples:
+  syncd-origin token list";
+pub(super) const TOKEN_REVOKE: &str = "\
+Examples:
+  syncd-origin token revoke 0a1b2c3d";
 pub(super) const COMMIT: &str = "\
 Examples:
   syncd-origin commit -m 'release 7' --wait
   syncd-origin commit --wait=5m --require-all --json
   syncd-origin commit --rollout together --wait
+
+TIME is a number with a unit, as in 500ms, 30s or 5m.
 
 A commit ends the hold that a rollback leaves.
 
@@ -40,6 +66,8 @@ pub(super) const WAIT: &str = "\
 Examples:
   number=$(syncd-origin commit) && syncd-origin wait $number
   syncd-origin wait 42 --timeout 10m --summary \"$GITHUB_STEP_SUMMARY\"
+
+TIME is a number with a unit, as in 500ms, 30s or 5m.
 
 Exit codes: 0 the generation or a later one is live on every node that was waited for; 1 failure; 3 it is not.";
 
@@ -77,10 +105,30 @@ Examples:
   syncd-origin rollout status
   syncd-origin rollout pause
   syncd-origin rollout abort";
+pub(super) const ROLLOUT_STATUS: &str = "\
+Examples:
+  syncd-origin rollout status
+  syncd-origin rollout status --json | jq .phase";
+pub(super) const ROLLOUT_PAUSE: &str = "\
+Examples:
+  syncd-origin rollout pause
+
+Nodes that have the new generation keep it.";
+pub(super) const ROLLOUT_RESUME: &str = "\
+Examples:
+  syncd-origin rollout resume";
+pub(super) const ROLLOUT_ADVANCE: &str = "\
+Examples:
+  syncd-origin rollout advance";
+pub(super) const ROLLOUT_ABORT: &str = "\
+Examples:
+  syncd-origin rollout abort";
 pub(super) const ROLLBACK: &str = "\
 Examples:
   syncd-origin rollback --wait
   syncd-origin rollback 41 --wait --yes
+
+TIME is a number with a unit, as in 500ms, 30s or 5m.
 
 After a rollback nothing is published automatically until the next commit. Exit codes are those of \
 commit.";
@@ -88,6 +136,14 @@ commit.";
 pub(super) const CONFIG: &str = "\
 Examples:
   syncd-origin config check
+  syncd-origin config show";
+pub(super) const CONFIG_CHECK: &str = "\
+Examples:
+  syncd-origin config check
+  syncd-origin config check --config new.toml -- --tree /srv/site";
+pub(super) const CONFIG_SHOW: &str = "\
+Examples:
+  syncd-origin config show
   syncd-origin config show --config /etc/syncd/origin.toml -- --settle 2s";
 pub(super) const PAGE: &str = "\
 Examples:
@@ -103,6 +159,21 @@ Examples:
   syncd-origin publish status
   syncd-origin publish check
   syncd-origin publish gc --grace 2h";
+
+pub(super) const PUBLISH_STATUS: &str = "\
+Examples:
+  syncd-origin publish status --json | jq .released";
+pub(super) const PUBLISH_CHECK: &str = "\
+Examples:
+  syncd-origin publish check
+
+Exit codes: 0 all intact; 1 something is damaged or missing, and is named.";
+pub(super) const PUBLISH_GC: &str = "\
+Examples:
+  syncd-origin publish gc
+  syncd-origin publish gc --grace 2h --keep 20
+
+TIME is a number with a unit, as in 90s, 30m or 2h.";
 
 pub(super) const PROMOTE: &str = "\
 Examples:

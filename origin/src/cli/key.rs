@@ -12,21 +12,25 @@ use syncd_shared::identity::{RootKey, SignedTrust, TrustDocument};
 
 use super::arguments::Json;
 use super::printer::Print;
-use super::{answers, ask, passphrase};
+use super::{answers, ask, help, passphrase};
 use crate::admin::protocol::{KeysLine, Reply, Request, RotateKeys, TrustLine};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum KeyAction {
     /// Show the fingerprints of the keys, their dates, and a document that waits for its signature.
+    #[command(after_help = help::KEY_SHOW)]
     Show {
         #[command(flatten)]
         json: Json,
     },
     /// Make new keys, and print the trust document that the root key must sign before they are used.
+    #[command(after_help = help::KEY_ROTATE)]
     Rotate(Rotate),
     /// Sign a trust document with the root key, and use its keys at once.
+    #[command(after_help = help::KEY_SIGN)]
     Sign(Sign),
     /// Use the keys of a trust document that was signed on another machine.
+    #[command(after_help = help::KEY_TAKE)]
     Take {
         /// File with the signed document; `-` is standard input.
         #[arg(value_name = "FILE")]
