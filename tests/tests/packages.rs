@@ -120,11 +120,39 @@ fn what_the_guide_has_operators_install_is_in_a_package() {
     assert!(missing.is_empty(), "no package has {missing:?}");
 }
 
-/// The shipped file with every key and table in effect: those of git, or those that need a directory.
+#[test]
+fn the_shipped_configuration_has_every_key_with_its_default() {
+    for program in ["origin", "agent"] {
+        let text = fs::read_to_string(repository().join(format!("packaging/etc/{program}.toml")));
+        let text = text.expect("read the shipped file");
+        let mut show = Command::new(binary(&format!("syncd-{program}")));
+        show.args(["config", "show", "--json", "--config", "/dev/null"]).env_clear();
+        let settings = within_limit(&mut show).expect_success().json();
+        let settings = settings.as_array().expect("a list");
+        assert!(settings.len() > 20, "{settings:?}");
+        for setting in settings.iter().filter(|setting| setting["name"] != "config") {
+            let name = setting["name"].as_str().expect("a name");
+            let lines = text.lines().map(|line| line.trim_start_matches('#'));
+            let has_table = lines.clone().any(|line| line.starts_with(&format!("[{name}")));
+            let shown = lines.clone().find_map(|line| line.strip_prefix(name)?.strip_prefix(" = "));
+            assert!(has_table || shown.is_some(), "{program}.toml lacks {name}");
+            // Others are flags, or have their default in words.
+            let default = setting["value"].as_str().filter(|value| !value.contains(' '));
+            if let Some(default) = default.filter(|value| !["true", "false", "unlimited"].contains(value)) {
+                let shown = shown.map(|value| value.trim_matches('"'));
+                assert_eq!(shown, Some(default), "{program}.toml: {name}");
+            }
+        }
+    }
+}
+
+/// The shipped file with every key and table in effect: those of git and of a published tree, or those that
+/// need a directory and an origin.
 fn uncommented(text: &str, git: bool) -> String {
     let is_key = |line: &&str| line.starts_with(|c: char| c.is_ascii_lowercase() || c == '[');
     let text = if git { text.split("#[collect.").next().unwrap_or_default() } else { text };
-    let lines = text.lines().filter(|line| git || !line.starts_with("#git-"));
+    let others = if git { ["#origin", "#origin"] } else { ["#git-", "#follow"] };
+    let lines = text.lines().filter(|line| !others.iter().any(|other| line.starts_with(other)));
     let lines = lines.map(|line| line.strip_prefix('#').filter(is_key).unwrap_or(line));
     let whole = lines.collect::<Vec<_>>().join("\n").replace("\"deploy\"", "\"root\"");
     if git { whole.replace("trigger = \"settle\"", "trigger = \"git\"") } else { whole }
