@@ -120,6 +120,61 @@ fn what_the_guide_has_operators_install_is_in_a_package() {
     assert!(missing.is_empty(), "no package has {missing:?}");
 }
 
+/// Whether a target of a link is a file, and no address or heading.
+fn is_file(target: &str) -> bool {
+    !target.starts_with('#')
+        && !["http:", "https:", "mailto:"].iter().any(|scheme| target.starts_with(scheme))
+}
+
+#[test]
+fn every_link_of_the_shipped_pages_leads_to_a_shipped_page() {
+    let (built, scene) = (packages("1.0-1"), Scene::new("pages"));
+    let line = format!("dpkg-deb -x {}/syncd-doc_1.0-1_all.deb .", built.display());
+    within_limit(Command::new("sh").args(["-c", &line]).current_dir(scene.directory())).expect_success();
+    let (mut links, mut dead) = (0, Vec::new());
+    let mut directories = vec![scene.path("usr/share/doc/syncd")];
+    while let Some(directory) = directories.pop() {
+        for path in fs::read_dir(&directory).expect("list pages").map(|entry| entry.expect("an entry").path())
+        {
+            if path.is_dir() {
+                directories.push(path);
+                continue;
+            }
+            if path.extension().is_none_or(|extension| extension != "md") {
+                continue;
+            }
+            let text = fs::read_to_string(&path).expect("read a page");
+            let targets = text.split("](").skip(1).filter_map(|rest| rest.split([')', ' ']).next());
+            for target in targets.filter(|target| is_file(target)) {
+                links += 1;
+                let file = target.split('#').next().unwrap_or_default();
+                if !directory.join(file).exists() {
+                    dead.push(format!("{}: {target}", path.display()));
+                }
+            }
+        }
+    }
+    assert!(links > 100 && dead.is_empty(), "{links} links, dead: {dead:#?}");
+    // A link that leads nowhere fails the build.
+    let sources = scene.path("sources");
+    fs::create_dir_all(sources.join("docs"))
+        .and_then(|()| fs::create_dir(sources.join("src")))
+        .expect("make them");
+    let page = |text: &str| fs::write(sources.join("docs").join("page.md"), text).expect("write a page");
+    fs::write(sources.join("other.md"), "# Part\n").expect("write a page");
+    let run = || {
+        let mut pages = Command::new(repository().join("packaging/deb/pages"));
+        within_limit(pages.arg(scene.path("out")).current_dir(&sources))
+    };
+    page("[here](../other.md#part) and [code](../src)\n");
+    run().expect_success();
+    let moved = fs::read_to_string(scene.path("out/page.md")).expect("the page");
+    assert_eq!(moved, "[here](other.md#part) and code (`src` in the sources)\n");
+    page("[nowhere](missing.md)\n");
+    let failed = run();
+    assert!(failed.code != Some(0) && failed.stderr.contains("missing.md leads nowhere"), "{failed:?}");
+}
+
 #[test]
 fn the_shipped_configuration_has_every_key_with_its_default() {
     for program in ["origin", "agent"] {
