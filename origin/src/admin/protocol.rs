@@ -151,6 +151,7 @@ impl Request {
         matches!(
             self,
             Self::Status
+                | Self::Wait { .. }
                 | Self::Tokens
                 | Self::History
                 | Self::Diff { .. }
