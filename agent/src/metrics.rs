@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
@@ -112,7 +112,7 @@ impl Observed {
         registry.register("forks", help, self.forks.clone());
         let help = "Results of the node's own check: one for each switch, and for each failure before one";
         registry.register("checks", help, self.checks.clone());
-        let help = "Files found that were changed on this node; they were healed and kept in lost+found";
+        let help = "Files found that were changed on this node";
         registry.register("changed_locally", help, self.changed_locally.clone());
     }
 }
@@ -204,6 +204,8 @@ fn state(registry: &mut Registry, status: &AgentStatus) {
     }
     let drift = status.drift.as_ref().map_or(0, |drift| drift.paths);
     registry.register("drift", "Files changed on this node, until a tree is free of them", Value::new(drift));
+    let help = "Changed paths of live trees that were healed";
+    registry.register("healed", help, ConstCounter::new(status.healed));
 }
 
 /// The node's own check, and what the node was told to do or not to do.

@@ -303,6 +303,7 @@ pub(crate) fn about(options: &RunOptions, identity: &AgentIdentity) -> AgentStat
         fork: None,
         warning: own_directory::closed(&options.root),
         drift: None,
+        healed: 0,
         collected: None,
         hook: None,
         after: None,

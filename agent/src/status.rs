@@ -87,6 +87,9 @@ pub struct AgentStatus {
     pub behind: bool,
     /// Local changes found, until a later tree has none.
     pub drift: Option<Drift>,
+    /// Changed paths of live trees that were healed since the agent started, for `/metrics`.
+    #[serde(skip)]
+    pub healed: u64,
     /// Collected directories; `None`: there are none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub collected: Option<CollectedReport>,
@@ -364,6 +367,7 @@ pub(crate) mod tests {
             fork: None,
             warning: None,
             drift: None,
+            healed: 0,
             collected: None,
             hook: None,
             after: None,

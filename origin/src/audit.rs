@@ -19,11 +19,32 @@ use syncd_shared::text::one_line;
 use crate::admin::protocol::Request;
 use crate::clock::now_ms;
 use crate::line_log::{self, Durability, LineLog, LineLogError, Numbered};
+use crate::metrics::metrics;
 
 /// Fields of requests that are secret or long.
 const LEFT_OUT: [&str; 2] = ["passphrase", "document"];
 /// Longest value that is shown.
 const SHOWN_MAX_BYTES: usize = 200;
+
+/// Names of requests that are recorded, and of joins.
+pub const ACTIONS: [&str; 16] = [
+    "backup",
+    "check",
+    "collected",
+    "commit",
+    "join",
+    "node",
+    "page",
+    "promote",
+    "publish",
+    "revoke",
+    "revoke_token",
+    "rollback",
+    "rollout",
+    "rotate_keys",
+    "take_trust",
+    "token",
+];
 
 /// Errors of recording a deed.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +87,11 @@ impl Deed {
         Ok(Self { by: Some(by), request })
     }
 
+    /// Name of the request, or `join`.
+    fn action(&self) -> &str {
+        self.request.get("request").and_then(Value::as_str).unwrap_or("?")
+    }
+
     /// A join with the token of this ID.
     fn join(node: &AgentName, address: Option<SocketAddr>, token: &str) -> Self {
         let fields = [
@@ -81,10 +107,10 @@ impl Deed {
 
 impl fmt::Display for Deed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = self.request.get("request").and_then(Value::as_str).unwrap_or("?");
+        let action = one_line(self.action(), SHOWN_MAX_BYTES);
         match &self.by {
-            Some(by) => write!(f, "{by}  {}", one_line(name, SHOWN_MAX_BYTES))?,
-            None => write!(f, "a node  {}", one_line(name, SHOWN_MAX_BYTES))?,
+            Some(by) => write!(f, "{by}  {action}")?,
+            None => write!(f, "a node  {action}")?,
         }
         let fields = self.request.iter().filter(|(key, value)| {
             let is_unset = matches!(value, Value::Bool(false)) || value.as_str() == Some("");
@@ -167,8 +193,10 @@ impl Audit {
     }
 
     fn append(&self, deed: Deed, durability: Durability) -> Result<(), AuditError> {
+        let action = deed.action().to_owned();
         let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
         log.append(now_ms(), deed, durability)?;
+        metrics().audited(action);
         Ok(())
     }
 }
@@ -176,7 +204,7 @@ impl Audit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::protocol::RotateKeys;
+    use crate::admin::protocol::{RotateKeys, Wait};
 
     fn peer() -> Peer {
         Peer { uid: 33, login: Some(1000), pid: Some(7) }
@@ -190,11 +218,13 @@ mod tests {
         let (rollout, now, wait) = (None, false, None);
         let commit = Request::Commit { label, allow_mass_deletion: true, rescan: false, rollout, now, wait };
         let keys = RotateKeys { root: true, passphrase: Some("secret".into()), ..RotateKeys::default() };
-        for request in [commit, Request::Status, Request::History, Request::RotateKeys(keys)] {
+        let waits = Request::Wait { generation: 1, wait: Wait { timeout_ms: 1, require_all: false } };
+        for request in [commit, Request::Status, waits, Request::History, Request::RotateKeys(keys)] {
             audit.record(peer(), &request).unwrap();
         }
         audit.record(peer(), &Request::TakeTrust { document: "long".into() }).unwrap();
         let deeds = read(data.path()).unwrap();
+        assert!(deeds.iter().all(|deed| ACTIONS.contains(&deed.what.action())), "{deeds:?}");
         let shown: Vec<String> = deeds.iter().map(|deed| deed.what.to_string()).collect();
         assert_eq!(
             shown,

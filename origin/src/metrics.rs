@@ -12,6 +12,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 use syncd_runtime::metrics::durations;
 
+use crate::audit::ACTIONS;
 use crate::fleet::rollout::Phase;
 
 /// One label and its value.
@@ -28,6 +29,7 @@ pub struct Metrics {
     rollouts: Family<Label, Counter>,
     forks: Counter,
     polls: Counter,
+    audit: Family<[(&'static str, String); 1], Counter>,
 }
 
 /// The set of this process.
@@ -92,12 +94,15 @@ impl Metrics {
             rollouts: Family::default(),
             forks: Counter::default(),
             polls: Counter::default(),
+            audit: Family::default(),
         };
         // A series that begins at 0 shows its first event as an increase.
         Sent::ALL.iter().for_each(|kind| drop(metrics.sent.get_or_create(&kind.label())));
         Refused::ALL.iter().for_each(|reason| drop(metrics.refused.get_or_create(&reason.label())));
         let ends = Phase::ALL.into_iter().filter(|phase| !phase.is_running());
         ends.for_each(|end| drop(metrics.rollouts.get_or_create(&[("result", end.name())])));
+        let actions = ACTIONS.map(|action| [("action", action.to_owned())]);
+        actions.iter().for_each(|action| drop(metrics.audit.get_or_create(action)));
         metrics
     }
 
@@ -141,6 +146,11 @@ impl Metrics {
         self.forks.inc();
     }
 
+    /// A request that changes something, or a join, was recorded.
+    pub fn audited(&self, action: String) {
+        self.audit.get_or_create(&[("action", action)]).inc();
+    }
+
     /// A polled subtree was walked.
     pub fn polled(&self) {
         self.polls.inc();
@@ -168,5 +178,7 @@ impl Metrics {
         let help = "Agents that have shown another root than this origin's under one number";
         registry.register("forks", help, self.forks.clone());
         registry.register("polls", "Walks of subtrees that send no events", self.polls.clone());
+        let help = "Requests that change something, and joins, as `syncd-origin audit` lists them";
+        registry.register("audit", help, self.audit.clone());
     }
 }

@@ -90,6 +90,10 @@ fn promtool_reads_both_programs_and_every_name_is_documented() {
     assert!(ours.contains("syncd_origin_generation 1\n"), "{ours}");
     assert!(ours.contains("syncd_origin_agent_lag_generations{agent=\"web1\"} 0\n"), "{ours}");
     assert!(ours.contains("syncd_origin_announce_to_live_seconds_count 1\n"), "{ours}");
+    for (action, count) in [("commit", 1), ("join", 1), ("token", 1), ("rollback", 0)] {
+        let line = format!("syncd_origin_audit_total{{action=\"{action}\"}} {count}\n");
+        assert!(ours.contains(&line), "{line} in {ours}");
+    }
     let address = page_of(&mut agent);
     let theirs = wait::until("the agent to count the hook", || {
         let text = metrics(&address);
@@ -97,6 +101,14 @@ fn promtool_reads_both_programs_and_every_name_is_documented() {
     });
     assert!(theirs.contains("syncd_agent_live 1\n"), "{theirs}");
     assert!(theirs.contains("syncd_agent_sync_seconds_count 1\n"), "{theirs}");
+    assert!(theirs.contains("syncd_agent_healed_total 0\n"), "{theirs}");
+    write(&agent.root.join("live"), "index.html", "defaced");
+    agent.cli("verify", &[]).expect_success();
+    wait::until("the agent to count what it healed", || {
+        let text = metrics(&address);
+        let healed = text.lines().find_map(|line| line.strip_prefix("syncd_agent_healed_total "))?;
+        (healed != "0").then_some(())
+    });
     let keys = origin.cli("key", &["show", "--json"]).expect_success().json();
     let trust = keys["root_key"].as_str().expect("a fingerprint");
     let mut follower = Agent::new(&scene, "web2").with_options(&["--follow", &url, "--trust", trust]);

@@ -127,6 +127,8 @@ pub struct ReplicaStatus {
     pub recycled_early: u64,
     /// Local changes found by the last inspection, until a later tree has none.
     pub drift: Option<Drift>,
+    /// Number of changed paths of live trees that were healed, since the process started.
+    pub healed: u64,
     pub decisions: Decisions,
 }
 
@@ -168,6 +170,8 @@ pub(crate) struct Upkeep {
     pub last_write: Option<Instant>,
     /// The live tree is not what was activated, so no spare can be made before it is healed.
     pub damaged: bool,
+    /// Number of changed paths of live trees that were healed.
+    pub healed: u64,
 }
 
 /// Number of spares to keep ready.
@@ -323,6 +327,7 @@ impl Replica {
             spare_misses: self.upkeep.spares.misses,
             recycled_early: self.upkeep.retired.recycled_early,
             drift: self.drift.clone(),
+            healed: self.upkeep.healed,
             decisions: self.slots.decisions().clone(),
             live,
         };

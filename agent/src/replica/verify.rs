@@ -222,6 +222,9 @@ impl Replica {
             self.was_verified(true)?;
             return Ok(report);
         }
+        if report.healed {
+            self.upkeep.healed = self.upkeep.healed.saturating_add(report.drifted);
+        }
         let live = self.slots.live().map_or(0, |live| live.number().get());
         let found = healed.flatten().unwrap_or_default();
         let (kept, lost) = (found.kept_anywhere(self.slots.layout(), live), found.lost());

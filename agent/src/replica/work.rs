@@ -83,6 +83,7 @@ impl ReplicaWork for Replica {
             spares: status.spares as u64,
             spare_misses: status.spare_misses,
             drift: status.drift,
+            healed: status.healed,
             decisions: status.decisions,
             hook: None,
         }

@@ -373,6 +373,7 @@ impl Session {
                 error: self.machine.error(),
                 fork: self.machine.fork(),
                 drift: replica.drift.clone(),
+                healed: replica.healed,
                 head: self.follower.as_ref().and_then(Follower::head_ms).map(rfc3339),
                 head_due: self.follower.as_ref().and_then(Follower::head_due_ms).map(rfc3339),
                 hook: self.machine.hook_status(),

@@ -261,8 +261,10 @@ fn what_verify_heals_is_kept_and_a_clean_one_ends_the_report() {
     let found = drift(&replica).unwrap();
     // Including the times of directories.
     assert!(found.generation == 1 && found.paths == report.drifted && found.paths > names, "{found:?}");
+    let healed = report.drifted;
     let report = replica.verify(None, &|_| {}, &AtomicBool::new(false)).unwrap();
     assert_eq!((report.drifted, drift(&replica)), (0, None));
+    assert_eq!(replica.status().healed, healed);
     site.settle(&mut replica);
     assert_eq!(kept(&site), files(DEFACED));
     assert_tidy(&site, &replica);

@@ -120,6 +120,8 @@ pub struct ReplicaState {
     pub spare_misses: u64,
     /// Local changes found by the last inspection.
     pub drift: Option<Drift>,
+    /// Number of changed paths of live trees that were healed so far.
+    pub healed: u64,
     pub decisions: Decisions,
     /// State of the on-activate hook, filled in by the worker; `None`: none is set.
     pub hook: Option<HookState>,
