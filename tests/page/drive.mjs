@@ -60,6 +60,7 @@ const scenes = {
       interactive_ms: await page.evaluate(() => performance.getEntriesByType("navigation")[0].domInteractive),
       text: await page.evaluate(() => document.body.innerText),
       rows: (await page.$$("tbody tr")).length,
+      commands: await page.$$eval("[data-copy]", (buttons) => buttons.map((button) => button.dataset.copy)),
       sideways: await page.evaluate(() => document.documentElement.scrollWidth > window.innerWidth),
     };
     if (options.copy) {

@@ -8,9 +8,11 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use serde_json::{Value, json};
+use syncd_tests::edits::write;
 use syncd_tests::process::run_within;
-use syncd_tests::{Agent, Daemon, Origin, Scene, http, require_program, wait};
+use syncd_tests::{Agent, Daemon, Origin, Scene, binary, http, require_program, wait};
 
 /// Size limit of everything that one page needs.
 const PAGE_MAX_BYTES: u64 = 300_000;
@@ -141,10 +143,7 @@ impl Browser {
 impl Drop for Browser {
     fn drop(&mut self) {
         // The driver ends its browser, which has a process group of its own, on this signal.
-        let _ = rustix::process::kill_process(
-            rustix::process::Pid::from_child(&self.child),
-            rustix::process::Signal::TERM,
-        );
+        let _ = rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), Signal::TERM);
         let _ = self.child.wait();
     }
 }
@@ -214,6 +213,82 @@ fn a_browser_shows_every_page_without_running_what_a_name_says() {
         visit(&address, path, json!({"axe": true, "dark": dark, "width": width}));
     }
     agent.stop();
+}
+
+/// An origin with a collected directory, and two nodes that are linked to it.
+fn scene_with_uploads(name: &str) -> (Scene, Origin, [Agent; 2]) {
+    let scene = Scene::new(name);
+    let tree = scene.new_directory("tree");
+    write(&tree, "index.html", "hello");
+    let (config, owner) =
+        (scene.path("origin.toml"), (rustix::process::geteuid(), rustix::process::getegid()));
+    let owner = format!("{}:{}", owner.0.as_raw(), owner.1.as_raw());
+    let table = format!("[collect.uploads]\npath = 'uploads'\nowner = '{owner}'\n");
+    std::fs::write(&config, table).expect("write the configuration");
+    let config = config.display().to_string();
+    let mut origin =
+        Origin::create(&scene, &tree).with_options(&["--trigger", "manual", "--config", &config]);
+    origin.start();
+    origin.commit();
+    let agents = ["web1", "web2"].map(|node| Agent::started(&scene, &origin, node));
+    for agent in &agents {
+        wait::until("the link", || agent.live().join("uploads").is_dir().then_some(()));
+    }
+    (scene, origin, agents)
+}
+
+#[test]
+fn a_conflict_appears_on_an_open_page_with_the_command_that_settles_it() {
+    let (_scene, mut origin, agents) = scene_with_uploads("page-collected");
+    let address = address_of(&origin);
+    // Harmless in a shell, in HTML and on a terminal only if it is escaped in each.
+    let name = format!("{}\u{202e}\x1b[2J'.jpg", HOSTILE.replace('/', "\u{2215}"));
+    let at = [0, 1].map(|node: usize| agents[node].live().join("uploads").join(&name));
+    std::fs::write(&at[0], "before").expect("an upload");
+    let has = |node: usize, text: &str| {
+        wait::until("the upload", || {
+            std::fs::read(&at[node]).is_ok_and(|content| content == text.as_bytes()).then_some(())
+        })
+    };
+    has(1, "before");
+    write(&agents[0].live().join("uploads"), "shell.php", "<?php echo 6 * 7;");
+    let directory = "/collected/uploads";
+    let none = visit(&address, directory, json!({"axe": true, "live": true, "wait": "1 file"}));
+    assert!(none["text"].as_str().is_some_and(|text| text.contains("No content lost")), "{none}");
+    let mut browser = Browser::start("follow", &format!("{address}{directory}"), "onerror=alert(1)");
+    assert_eq!(browser.step()["step"], "open");
+    // It answers nobody, as behind a broken line.
+    origin.daemon().signal(Signal::STOP);
+    for (path, text) in at.iter().zip(["of web1", "of web2"]) {
+        std::fs::write(path, text).expect("a change");
+    }
+    origin.daemon().signal(Signal::CONT);
+    let seen = browser.step();
+    assert_eq!((&seen["step"], &seen["once"], &seen["errors"]), (&json!("seen"), &json!(true), &json!([])));
+
+    let listed = origin.cli("collected", &["conflicts", "--json"]).expect_success().json();
+    let loser = listed["node"].as_str().expect("a node");
+    for (dark, width) in [(false, 1280), (true, 360)] {
+        let options = json!({"axe": true, "live": true, "dark": dark, "width": width});
+        let shown = visit(&address, directory, options);
+        let text = shown["text"].as_str().expect("text");
+        let escaped = name.replace('\u{202e}', "\\u{202e}").replace('\x1b', "\\u{1b}");
+        for part in [&escaped, loser, "7 B", "Refused\n1 file"] {
+            assert!(text.contains(part), "{part}: {shown}");
+        }
+    }
+    // As a person runs what the button copies.
+    let shown = visit(&address, directory, json!({}));
+    let commands = shown["commands"].as_array().expect("commands");
+    let restore = commands.iter().filter_map(Value::as_str).find(|line| line.contains(" restore "));
+    let programs = binary("syncd-origin");
+    let mut shell = Command::new("/bin/sh");
+    shell.args(["-c", restore.expect("a command")]).env("PATH", programs.parent().expect("a directory"));
+    run_within(&mut shell, Duration::from_secs(60)).expect_success();
+    has(0, &format!("of {loser}"));
+    has(1, &format!("of {loser}"));
+    let fleet = visit(&address, "/", json!({"axe": true, "live": true, "wait": "Collected directories"}));
+    assert!(fleet["text"].as_str().is_some_and(|text| text.contains("uploads")), "{fleet}");
 }
 
 #[test]

@@ -85,6 +85,8 @@ pub struct CollectedLine {
     pub name: String,
     /// Path in the tree; `None`: no table of the configuration has the name.
     pub path: Option<String>,
+    /// Current files.
+    pub files: u64,
     /// Bytes of all current files.
     pub bytes: u64,
     pub max_bytes: Option<u64>,
@@ -104,10 +106,11 @@ impl CollectedLine {
 
     /// One line, without a line feed.
     pub fn to_text(&self) -> String {
-        let Self { name, path, bytes, max_bytes, conflicts, refused, withheld } = self;
+        let Self { name, path, files, bytes, max_bytes, conflicts, refused, withheld } = self;
         let of = max_bytes.map(|most| format!(" of {}", HumanBytes(most))).unwrap_or_default();
         let path = path.as_deref().unwrap_or("not configured");
-        let mut text = format!("{name} ({path})   {}{of}", HumanBytes(*bytes));
+        let files = counted(*files, "file", "files");
+        let mut text = format!("{name} ({path})   {files}, {}{of}", HumanBytes(*bytes));
         for (number, one, many) in
             [(*conflicts, "conflict", "conflicts"), (*refused, "refused file", "refused files")]
         {
@@ -138,7 +141,7 @@ pub struct ConflictLine {
 }
 
 impl ConflictLine {
-    fn new(name: &CollectedName, (number, loser): &(u64, Loser)) -> Self {
+    pub fn new(name: &CollectedName, (number, loser): &(u64, Loser)) -> Self {
         Self {
             conflict: *number,
             name: name.to_string(),
@@ -229,6 +232,7 @@ pub fn describe(
         Ok(CollectedLine {
             name: name.to_string(),
             path: options.map(|options| options.path.to_string()),
+            files: figures.files,
             bytes: figures.bytes,
             max_bytes: options.map(|options| options.max_bytes),
             conflicts: figures.conflicts,

@@ -17,7 +17,7 @@ use syncd_shared::{ContentHash, TreePath};
 
 use super::{CollectError, HistoryVersion};
 
-const FORMAT: u64 = 2;
+const FORMAT: u64 = 3;
 const CACHE_BYTES: usize = 16 * 1024 * 1024;
 const OPEN_PATIENCE: Duration = Duration::from_secs(5);
 const OPEN_RETRY: Duration = Duration::from_millis(20);
@@ -39,12 +39,14 @@ const META: TableDefinition<'_, (&str, &str), u64> = TableDefinition::new("meta"
 
 /// Key in [`META`], without a directory.
 const META_FORMAT: (&str, &str) = ("", "format");
-/// Names in [`META`]: the newest version, bytes of current files, bytes of past contents, the newest loser,
-/// bytes of losers.
+/// Names in [`META`]: the newest version, number and bytes of current files, bytes of past contents, the
+/// newest loser, number and bytes of losers.
 const NEWEST: &str = "newest";
+const FILES: &str = "files";
 const BYTES: &str = "bytes";
 const PAST_BYTES: &str = "past_bytes";
 const NEWEST_LOSER: &str = "newest_loser";
+const LOSER_COUNT: &str = "loser_count";
 const LOSER_BYTES: &str = "loser_bytes";
 /// Bytes of the current files that a node made.
 fn node_bytes(node: &str) -> String {
@@ -70,6 +72,15 @@ fn open_patiently(path: &Path) -> Result<Database, CollectError> {
 
 pub(super) struct Index {
     database: Database,
+}
+
+/// Figures of a directory.
+pub(super) struct Figures {
+    /// Current files.
+    pub files: u64,
+    /// Bytes of all current files.
+    pub bytes: u64,
+    pub losers: u64,
 }
 
 impl Index {
@@ -140,14 +151,13 @@ impl Index {
         Ok(names)
     }
 
-    /// Bytes of all current files, and the number of losers.
-    pub fn figures(&self, name: &CollectedName) -> Result<(u64, u64), CollectError> {
+    pub fn figures(&self, name: &CollectedName) -> Result<Figures, CollectError> {
         let transaction = self.database.begin_read().map_err(failed)?;
         let meta = transaction.open_table(META).map_err(failed)?;
-        let bytes = meta.get((name.as_str(), BYTES)).map_err(failed)?.map_or(0, |value| value.value());
-        let losers = transaction.open_table(LOSERS).map_err(failed)?;
-        let range = (name.as_str(), 0)..=(name.as_str(), u64::MAX);
-        Ok((bytes, losers.range(range).map_err(failed)?.count() as u64))
+        let value = |of: &str| -> Result<u64, CollectError> {
+            Ok(meta.get((name.as_str(), of)).map_err(failed)?.map_or(0, |value| value.value()))
+        };
+        Ok(Figures { files: value(FILES)?, bytes: value(BYTES)?, losers: value(LOSER_COUNT)? })
     }
 
     pub fn history(
@@ -219,10 +229,21 @@ impl Index {
 
     /// The losers of a directory with their numbers, oldest first.
     pub fn losers(&self, name: &CollectedName) -> Result<Vec<(u64, Loser)>, CollectError> {
+        let mut losers = self.newest_losers(name, usize::MAX)?;
+        losers.reverse();
+        Ok(losers)
+    }
+
+    /// At most `limit` losers of a directory with their numbers, newest first.
+    pub fn newest_losers(
+        &self,
+        name: &CollectedName,
+        limit: usize,
+    ) -> Result<Vec<(u64, Loser)>, CollectError> {
         let transaction = self.database.begin_read().map_err(failed)?;
         let losers = transaction.open_table(LOSERS).map_err(failed)?;
         let range = (name.as_str(), 0)..=(name.as_str(), u64::MAX);
-        let rows = losers.range(range).map_err(failed)?;
+        let rows = losers.range(range).map_err(failed)?.rev().take(limit);
         let numbered = rows.map(|row| {
             let row = row.map_err(failed)?;
             Ok((row.0.value().1, loser_of(name, row)?))
@@ -410,6 +431,8 @@ impl<'t> Tables<'t> {
         let before = chain.current();
         let bytes = self.bytes_with(name, &before.state, &state)?;
         self.set(name, BYTES, bytes)?;
+        let other_files = self.value(name, FILES)?.saturating_sub(files(&before.state));
+        self.set(name, FILES, other_files.saturating_add(files(&state)))?;
         self.count_node(name, node, &before, &state)?;
         let number = self.value(name, NEWEST)?.saturating_add(1);
         self.set(name, NEWEST, number)?;
@@ -501,12 +524,14 @@ impl<'t> Tables<'t> {
             return Ok(None);
         }
         let number = self.value(name, NEWEST_LOSER)?.saturating_add(1);
+        let mut count = self.value(name, LOSER_COUNT)?.saturating_add(1);
         let mut bytes = self.value(name, LOSER_BYTES)?.saturating_add(loser.file.size);
         let mut unused = Vec::new();
         while bytes > bytes_max {
             // The newest stays, however large.
             let Some((oldest, given_up)) = self.oldest_loser(name)? else { break };
             self.losers.remove((name.as_str(), oldest)).map_err(failed)?;
+            count = count.saturating_sub(1);
             bytes = bytes.saturating_sub(given_up.file.size);
             tracing::warn!(directory = %name, path = %given_up.path, node = %given_up.node,
                 "gave up the oldest content that lost a conflict, for lack of room");
@@ -515,6 +540,7 @@ impl<'t> Tables<'t> {
         let stored = with_checksum(&loser_key(name, number), loser.encode());
         self.losers.insert((name.as_str(), number), stored.as_slice()).map_err(failed)?;
         self.set(name, NEWEST_LOSER, number)?;
+        self.set(name, LOSER_COUNT, count)?;
         self.set(name, LOSER_BYTES, bytes)?;
         self.use_content(&loser.file.content)?;
         unused.retain(|content| *content != loser.file.content);
@@ -567,6 +593,11 @@ impl<'t> Tables<'t> {
     pub fn is_used(&self, content: &ContentHash) -> Result<bool, CollectError> {
         Ok(self.uses(content)? > 0)
     }
+}
+
+/// 1 for a file.
+fn files(state: &State) -> u64 {
+    u64::from(matches!(state, State::File(_)))
 }
 
 fn size(state: &State) -> u64 {

@@ -59,11 +59,19 @@ impl Drop for NoRemovals<'_> {
     }
 }
 
+/// Counters of batches, for those who wait for news.
+pub(super) struct Signals {
+    /// Batches that made versions.
+    pub versions: watch::Sender<u64>,
+    /// Batches that may have changed a figure of a directory.
+    pub figures: watch::Sender<u64>,
+}
+
 /// Starts the thread. It ends with the last [`super::Collection`].
 pub(super) fn start(
     shared: Weak<Shared>,
     mut queue: mpsc::Receiver<Job>,
-    changed: watch::Sender<u64>,
+    signals: Signals,
 ) -> io::Result<()> {
     let run = move || {
         while let Some(first) = queue.blocking_recv() {
@@ -74,13 +82,13 @@ pub(super) fn start(
                 jobs.push(job);
             }
             let Some(shared) = shared.upgrade() else { return };
-            answer(&shared, jobs, &changed);
+            answer(&shared, jobs, &signals);
         }
     };
     std::thread::Builder::new().name("collected".into()).spawn(run).map(drop)
 }
 
-fn answer(shared: &Shared, jobs: Vec<Job>, changed: &watch::Sender<u64>) {
+fn answer(shared: &Shared, jobs: Vec<Job>, signals: &Signals) {
     let (mut changes, mut replies, mut barriers) = (Vec::new(), Vec::new(), Vec::new());
     for job in jobs {
         match job {
@@ -98,7 +106,10 @@ fn answer(shared: &Shared, jobs: Vec<Job>, changed: &watch::Sender<u64>) {
                 matches!(decision, Decision::Answered(Answer { verdict: Verdict::Take, .. }))
             };
             if decisions.iter().any(is_new) {
-                changed.send_modify(|count| *count = count.wrapping_add(1));
+                signals.versions.send_modify(|count| *count = count.wrapping_add(1));
+            }
+            if decisions.iter().any(|decision| *decision != Decision::NeedsContent) {
+                signals.figures.send_modify(|count| *count = count.wrapping_add(1));
             }
             for (decision, reply) in decisions.into_iter().zip(replies) {
                 let _ = reply.send(Ok(decision));

@@ -48,8 +48,8 @@ use crate::tree_objects::TreeObjects;
 pub use adopt::Moved;
 pub use config::{CollectConfigError, CollectedOptions, parse};
 pub use contents::{Contents, Upload};
-use index::Index;
-use keeper::{Job, Removals};
+use index::{Figures, Index};
+use keeper::{Job, Removals, Signals};
 use refusals::Refusals;
 
 /// Events that the log may be behind. Older ones are left out.
@@ -117,6 +117,8 @@ impl Ruled {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DirectoryFigures {
     pub name: CollectedName,
+    /// Current files.
+    pub files: u64,
     /// Bytes of all current files.
     pub bytes: u64,
     /// Contents that lost a conflict.
@@ -159,6 +161,8 @@ struct Shared {
     removals: Removals,
     /// Counts batches that made versions.
     changes: watch::Receiver<u64>,
+    /// Counts batches that may have changed a figure.
+    figures: watch::Receiver<u64>,
     news: broadcast::Sender<Event>,
 }
 
@@ -186,12 +190,24 @@ impl Collection {
         let directories = directories.collect::<Result<_, CollectError>>()?;
         let (jobs, queue) = mpsc::channel(QUEUE);
         let (changed, changes) = watch::channel(0);
+        let (moved, figures) = watch::channel(0);
         let line = Mutex::new(line);
         let removals = Removals::default();
         let news = broadcast::Sender::new(NEWS);
-        let shared = Shared { directories, index, contents, line, line_path, jobs, removals, changes, news };
-        let shared = Arc::new(shared);
-        keeper::start(Arc::downgrade(&shared), queue, changed).map_err(io_error("start", &own))?;
+        let shared = Arc::new(Shared {
+            directories,
+            index,
+            contents,
+            line,
+            line_path,
+            jobs,
+            removals,
+            changes,
+            figures,
+            news,
+        });
+        let signals = Signals { versions: changed, figures: moved };
+        keeper::start(Arc::downgrade(&shared), queue, signals).map_err(io_error("start", &own))?;
         Ok(Self { shared })
     }
 
@@ -214,13 +230,13 @@ impl Collection {
     }
 
     pub fn figures(&self, name: &CollectedName) -> Result<DirectoryFigures, CollectError> {
-        let (bytes, conflicts) = self.shared.index.figures(name)?;
+        let Figures { files, bytes, losers: conflicts } = self.shared.index.figures(name)?;
         let ruled = self.shared.directories.get(name);
         let (refused, refusals) = ruled.map_or((0, 0), |ruled| {
             let mut refusals = ruled.refusals();
             (refusals.now(keeper::now_ms()), refusals.count())
         });
-        Ok(DirectoryFigures { name: name.clone(), bytes, conflicts, refused, refusals })
+        Ok(DirectoryFigures { name: name.clone(), files, bytes, conflicts, refused, refusals })
     }
 
     /// The versions of a path, oldest first.
@@ -295,6 +311,15 @@ impl Collection {
         self.shared.index.losers(name)
     }
 
+    /// At most `limit` contents that lost a conflict, with their numbers, newest first.
+    pub fn newest_losers(
+        &self,
+        name: &CollectedName,
+        limit: usize,
+    ) -> Result<Vec<(u64, Loser)>, CollectError> {
+        self.shared.index.newest_losers(name, limit)
+    }
+
     /// The reason that a directory must not be published yet. `None`: nothing would be lost by it.
     pub fn withheld(
         &self,
@@ -323,6 +348,12 @@ impl Collection {
     /// Changes whenever there are newer versions.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.shared.changes.clone()
+    }
+
+    /// Changes whenever [`Self::figures`] of a directory may have changed. Refused files that are no longer
+    /// offered go without a signal.
+    pub fn figure_changes(&self) -> watch::Receiver<u64> {
+        self.shared.figures.clone()
     }
 
     /// Conflicts, refusals and restores from now on.

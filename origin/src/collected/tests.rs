@@ -136,7 +136,40 @@ async fn a_loser_is_kept_within_a_bound_of_bytes() {
     let there: Vec<bool> = large.iter().map(|text| has(&collection, text)).collect();
     assert_eq!(there, [false, false, true, true]);
     drop(collection);
-    assert_eq!(losers(&open(data.path())).len(), 2);
+    let collection = open(data.path());
+    assert_eq!((losers(&collection).len(), collection.figures(&name()).unwrap().conflicts), (2, 2));
+    let newest = collection.newest_losers(&name(), 1).unwrap();
+    assert_eq!(newest.iter().map(|(number, _)| *number).collect::<Vec<_>>(), [4]);
+}
+
+#[tokio::test]
+async fn figures_follow_every_change_and_say_that_they_moved() {
+    let data = tempfile::tempdir().unwrap();
+    let collection = open(data.path());
+    let mut changes = collection.figure_changes();
+    let mut figures = || {
+        assert!(changes.has_changed().unwrap());
+        changes.mark_unchanged();
+        let DirectoryFigures { files, bytes, conflicts, refused, .. } = collection.figures(&name()).unwrap();
+        (files, bytes, conflicts, refused)
+    };
+    change(&collection, "a/x.jpg", 0, Some("one")).await;
+    assert_eq!(figures(), (1, 3, 0, 0));
+    decide(&collection, "empty", 0, State::Directory { mode: 0o755 }).await;
+    assert_eq!(figures(), (1, 3, 0, 0));
+    change(&collection, "a/x.jpg", 1, Some("three")).await;
+    assert_eq!(figures(), (1, 5, 0, 0));
+    assert_eq!(change(&collection, "a/x.jpg", 1, Some("two")).await.0, Verdict::Conflict);
+    assert_eq!(figures(), (1, 5, 1, 0));
+    decide(&collection, "shell.php", 0, file("two")).await;
+    assert_eq!(figures(), (1, 5, 1, 1));
+    decide(&collection, "shell.php", 0, State::Absent).await;
+    assert_eq!(figures(), (1, 5, 1, 0));
+    change(&collection, "a/x.jpg", 3, None).await;
+    assert_eq!(figures(), (0, 0, 1, 0));
+    drop(changes);
+    drop(collection);
+    assert_eq!(open(data.path()).figures(&name()).unwrap().conflicts, 1);
 }
 
 #[tokio::test]

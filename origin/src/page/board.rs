@@ -11,7 +11,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::command::Commands;
-use super::{Page, fleet, node};
+use super::{Page, collected, fleet, node};
 use crate::admin::status::Status;
 
 /// A board is made again after this time at the earliest.
@@ -27,6 +27,8 @@ pub enum View {
     Nodes(usize),
     /// A node, by name.
     Node(String),
+    /// A collected directory, by name.
+    Collected(String),
 }
 
 impl View {
@@ -36,7 +38,13 @@ impl View {
             Self::Fleet => "/live/fleet".to_owned(),
             Self::Nodes(page) => format!("/live/nodes/{page}"),
             Self::Node(name) => format!("/live/node/{name}"),
+            Self::Collected(name) => format!("/live/collected/{name}"),
         }
+    }
+
+    /// Whether figures of collected directories are on it.
+    pub fn has_collected(&self) -> bool {
+        matches!(self, Self::Fleet | Self::Collected(_))
     }
 }
 
@@ -155,6 +163,10 @@ impl Page {
             View::Fleet => Some(fleet::board(&status, &commands, &self.arrivals.seen())),
             View::Nodes(number) => fleet::nodes_board(&status, *number),
             View::Node(name) => node::board(&status, &commands, name),
+            View::Collected(name) => {
+                let conflicts = collected::conflicts(self.sources.collected.as_ref()?, name)?;
+                collected::board(&status, &commands, name, &conflicts)
+            }
         }
     }
 }

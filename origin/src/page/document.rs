@@ -16,7 +16,7 @@ pub fn document(board: &Board) -> Markup {
     };
     let about = html! { "syncd " (board.origin_version) " · tree " code { (board.tree_id) } };
     let place = match board.view {
-        View::Fleet | View::Nodes(_) | View::Node(_) => Place::Fleet,
+        View::Fleet | View::Nodes(_) | View::Node(_) | View::Collected(_) => Place::Fleet,
     };
     Shell { title: &board.title, tree: &board.tree, place, live: Some(&live), about }.around(&content)
 }
@@ -42,7 +42,10 @@ pub fn missing() -> Markup {
     let content = html! {
         section.card {
             h1 { "Nothing is here" }
-            p { "No node and no retained generation has this address. " a href="/" { "Go to the fleet" } "." }
+            p {
+                "No node, no collected directory and no retained generation has this address. "
+                a href="/" { "Go to the fleet" } "."
+            }
         }
     };
     still("Not found", "", Place::Nowhere, &content)

@@ -5,6 +5,7 @@ use maud::{Markup, html};
 use super::arrivals::Arrival;
 use super::board::{Board, Fragment, View};
 use super::charts::charts;
+use super::collected::collected;
 use super::command::{Commands, command};
 use super::node;
 use super::rollout::rollout;
@@ -27,6 +28,7 @@ pub fn board(status: &Status, commands: &Commands, arrivals: &[Arrival]) -> Boar
         Fragment::new("rollout", rollout(status.rollout.as_ref(), commands)),
         Fragment::new("map", map(&nodes)),
         Fragment::new("charts", charts(arrivals)),
+        Fragment::new("collected", collected(&status.collected, commands)),
     ];
     fragments.extend(table(status, &nodes));
     let title = status.generation.map_or("syncd".to_owned(), |number| format!("Generation {number}"));

@@ -15,13 +15,14 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use bytes::{BufMut, Bytes, BytesMut};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::assets::EDITION;
 use super::board::{BOARD_LIFE, Board, View};
 use super::{Page, html};
+use crate::collected::Collection;
 
 /// Maximum number of open streams. Half of the connections are left to monitors and first requests.
 pub const STREAMS_MAX: usize = 32;
@@ -50,6 +51,15 @@ pub async fn node(
     uri: Uri,
 ) -> Response {
     open(page, View::Node(name), &headers, &uri).await
+}
+
+pub async fn collected(
+    State(page): State<Arc<Page>>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    uri: Uri,
+) -> Response {
+    open(page, View::Collected(name), &headers, &uri).await
 }
 
 async fn open(page: Arc<Page>, view: View, headers: &HeaderMap, uri: &Uri) -> Response {
@@ -87,6 +97,8 @@ impl Stream {
         let (mut committer, mut fleet) = (state.committer.clone(), state.fleet.clone());
         let mut rollout = state.rollout.clone();
         let view = board.view.clone();
+        let mut collected = self.page.sources.collected.as_ref().map(Collection::figure_changes);
+        collected = collected.filter(|_| view.has_collected());
         let hello = Bytes::from(format!("retry: 1000\nevent: edition\ndata: {}\n\n", *EDITION));
         if self.sender.send(Ok(hello)).await.is_err() {
             return;
@@ -104,6 +116,7 @@ impl Stream {
                 Ok(()) = committer.changed() => {}
                 Ok(()) = fleet.changed() => {}
                 Ok(()) = rollout.changed() => {}
+                Ok(()) = moved(&mut collected) => {}
                 () = tokio::time::sleep(SILENCE_MAX) => {}
                 () = tokio::time::sleep_until(end) => return,
                 () = self.sender.closed() => return,
@@ -135,6 +148,14 @@ impl Stream {
             }
         };
         self.sender.send(Ok(bytes)).await.is_ok()
+    }
+}
+
+/// Waits for other figures of collected directories; for ever where none are shown. Cancel safe.
+async fn moved(collected: &mut Option<watch::Receiver<u64>>) -> Result<(), watch::error::RecvError> {
+    match collected {
+        Some(figures) => figures.changed().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -18,6 +18,7 @@ mod arrivals;
 mod assets;
 mod board;
 mod charts;
+mod collected;
 mod command;
 mod difference;
 mod document;
@@ -51,6 +52,7 @@ use tokio::sync::Semaphore;
 use crate::admin::offline::{DataDirectory, join_address};
 use crate::admin::protocol::PageLine;
 use crate::clock::now_ms;
+use crate::collected::Collection;
 use crate::error_chain;
 use crate::keys::Keys;
 use crate::state::OriginState;
@@ -66,6 +68,8 @@ use login::{LINK_LIFE, Logins};
 pub struct Sources {
     pub directory: Arc<DataDirectory>,
     pub state: OriginState,
+    /// `None` without collected directories.
+    pub collected: Option<Collection>,
     /// DATA, for the commands that the page shows.
     pub data: PathBuf,
 }
@@ -158,6 +162,7 @@ impl Page {
             .route("/", get(fleet_page))
             .route("/nodes/{page}", get(nodes_page))
             .route("/node/{name}", get(node_page))
+            .route("/collected/{name}", get(collected_page))
             .route("/history", get(history_page))
             .route("/history/before/{number}", get(older_page))
             .route("/generation/{number}", get(generation_page))
@@ -165,6 +170,7 @@ impl Page {
             .route("/live/fleet", get(live::fleet))
             .route("/live/nodes/{page}", get(live::nodes))
             .route("/live/node/{name}", get(live::node))
+            .route("/live/collected/{name}", get(live::collected))
             .route("/page/{asset}", get(assets::answer))
             .with_state(self)
     }
@@ -180,6 +186,10 @@ async fn nodes_page(State(page): State<Arc<Page>>, Path(number): Path<usize>) ->
 
 async fn node_page(State(page): State<Arc<Page>>, Path(name): Path<String>) -> Response {
     page.shown(View::Node(name)).await
+}
+
+async fn collected_page(State(page): State<Arc<Page>>, Path(name): Path<String>) -> Response {
+    page.shown(View::Collected(name)).await
 }
 
 async fn history_page(State(page): State<Arc<Page>>) -> Response {

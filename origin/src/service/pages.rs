@@ -34,7 +34,8 @@ impl Ports {
         stop: &CancellationToken,
     ) -> Result<Access, StartError> {
         let (state, data, keys) = (sources.state.clone(), sources.data.clone(), sources.keys.clone());
-        let page = Page::open(crate::page::Sources { directory, state, data });
+        let collected = sources.collected.clone();
+        let page = Page::open(crate::page::Sources { directory, state, collected, data });
         let mut access = Access::default();
         if let Some(http) = self.http {
             access.loopback = self.http_address.filter(|address| address.ip().is_loopback());
