@@ -321,6 +321,39 @@ fn an_open_page_follows_the_fleet_and_outlives_the_origin() {
     assert_eq!((&seen["step"], &seen["once"]), (&json!("seen"), &json!(true)), "{seen}");
 }
 
+#[test]
+fn charts_tell_of_generations_before_a_restart() {
+    let (scene, mut origin) = scene("page-charts");
+    let mut agent = Agent::started(&scene, &origin, "web1");
+    for content in ["one", "two"] {
+        write(&origin.tree, "index.html", content);
+        let live = format!("web1  generation {}", origin.commit_live());
+        wait::until("the event", || {
+            let events = origin.cli("events", &[]).expect_success().stdout;
+            events.lines().any(|line| line.ends_with(&live)).then_some(())
+        });
+    }
+    let page = |origin: &Origin| {
+        let answer = http::get(&address_of(origin), "/").expect("the page");
+        String::from_utf8(answer.body).expect("text")
+    };
+    let before = page(&origin);
+    assert!(!before.contains("since the origin started"), "{before}");
+    origin.kill9();
+    origin.start();
+    let after = page(&origin);
+    for number in 1..=2 {
+        let bar = after.split_once(&format!("<title>generation {number}: "));
+        let told = bar.and_then(|(_, rest)| rest.split_once("</title>")).map(|(told, _)| told);
+        assert!(told.is_some_and(|told| told.ends_with(" on one node")), "{told:?}: {after}");
+    }
+    assert!(
+        after.contains("since the origin started") && after.contains("no generation since then"),
+        "{after}"
+    );
+    agent.stop();
+}
+
 /// An answer inside TLS: status line, headers and body.
 fn answer_in_tls(url: &str, cookie: &str) -> String {
     let mut curl = Command::new("curl");

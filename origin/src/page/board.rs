@@ -7,9 +7,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use maud::Markup;
 use serde::Serialize;
+use syncd_shared::text::rfc3339;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
+use super::charts::charts;
 use super::command::Commands;
 use super::{Page, collected, fleet, node};
 use crate::admin::status::Status;
@@ -160,7 +162,11 @@ impl Page {
         let status = self.sources.directory.status_while_serving(&self.sources.state.snapshot());
         let commands = Commands::new(&self.sources.data);
         match &view {
-            View::Fleet => Some(fleet::board(&status, &commands, &self.arrivals.seen())),
+            View::Fleet => {
+                let arrivals = self.arrivals.all(&self.sources.directory, &self.sources.data);
+                let charts = charts(&arrivals, &rfc3339(self.arrivals.since_ms()));
+                Some(fleet::board(&status, &commands, charts))
+            }
             View::Nodes(number) => fleet::nodes_board(&status, *number),
             View::Node(name) => node::board(&status, &commands, name),
             View::Collected(name) => {

@@ -3,23 +3,29 @@
 use maud::{Markup, html};
 
 use super::arrivals::Arrival;
-use super::text::bytes;
+use super::text::{bytes, time};
 
 /// Places for bars.
 const BARS: usize = 40;
 const WIDTH: usize = 400;
 const HEIGHT: f64 = 72.0;
 
-/// Both charts. Empty before the first generation that this origin saw arrive.
-pub fn charts(arrivals: &[Arrival]) -> Markup {
+/// Both charts. Empty before the first generation that an origin saw arrive. `since`: start of this origin,
+/// RFC 3339. Bytes of before are not known.
+pub fn charts(arrivals: &[Arrival], since: &str) -> Markup {
     let newest = arrivals.get(arrivals.len().saturating_sub(BARS)..).unwrap_or_default();
-    let live: Vec<Bar> = newest.iter().map(live_bar).collect();
-    let sent: Vec<Bar> = newest.iter().map(sent_bar).collect();
+    let live: Vec<Option<Bar>> = newest.iter().map(|arrival| Some(live_bar(arrival))).collect();
+    let sent: Vec<Option<Bar>> = newest.iter().map(sent_bar).collect();
+    let is_whole = sent.iter().all(Option::is_some);
+    let of_live = html! { "on the last node, darker on the first" };
+    let of_sent = html! {
+        "to nodes, by generation" @if !is_whole { ", since the origin started " (time(since)) }
+    };
     html! {
         section #charts aria-label="Charts" {
             @if !newest.is_empty() {
-                (chart("Commit to live", "on the last node, darker on the first", &live, &|value| seconds(value)))
-                (chart("Bytes sent", "to nodes, by generation", &sent, &|value| bytes(value)))
+                (chart("Commit to live", &of_live, &live, &|value| seconds(value)))
+                (chart("Bytes sent", &of_sent, &sent, &|value| bytes(value)))
             }
         }
     }
@@ -47,9 +53,10 @@ fn live_bar(arrival: &Arrival) -> Bar {
     Bar { whole: last, part: first, title }
 }
 
-fn sent_bar(arrival: &Arrival) -> Bar {
-    let title = format!("generation {}: {}", arrival.generation, bytes(arrival.sent_bytes));
-    Bar { whole: arrival.sent_bytes, part: 0, title }
+fn sent_bar(arrival: &Arrival) -> Option<Bar> {
+    let sent = arrival.sent_bytes?;
+    let title = format!("generation {}: {}", arrival.generation, bytes(sent));
+    Some(Bar { whole: sent, part: 0, title })
 }
 
 fn seconds(ms: u64) -> String {
@@ -60,25 +67,28 @@ fn seconds(ms: u64) -> String {
     }
 }
 
-fn chart(name: &str, of: &str, bars: &[Bar], written: &dyn Fn(u64) -> String) -> Markup {
-    let highest = bars.iter().map(|bar| bar.whole).max().unwrap_or(0).max(1);
-    let newest = bars.last().map(|bar| bar.title.clone()).unwrap_or_default();
-    let height = |value: u64| value as f64 * HEIGHT / highest as f64;
+/// A place without a bar is empty.
+fn chart(name: &str, of: &Markup, bars: &[Option<Bar>], written: &dyn Fn(u64) -> String) -> Markup {
+    let highest = bars.iter().flatten().map(|bar| bar.whole).max().unwrap_or(0);
+    let newest = bars.iter().flatten().last().map_or("no generation since then", |bar| &bar.title);
+    let height = |value: u64| value as f64 * HEIGHT / highest.max(1) as f64;
     let step = WIDTH / BARS;
     html! {
         figure {
-            figcaption { b { (name) } " " span { (of) } span.most { (written(highest)) } }
+            figcaption { b { (name) } " " span { (of) } @if highest > 0 { span.most { (written(highest)) } } }
             svg viewBox=(format!("0 0 {WIDTH} {}", HEIGHT + 2.0)) role="img" aria-label={ (name) ", newest: " (newest) } {
                 line.base x1="0" x2=(WIDTH) y1=(HEIGHT + 1.0) y2=(HEIGHT + 1.0) {}
                 @for (place, bar) in bars.iter().enumerate() {
                     @let x = (BARS - bars.len() + place) * step;
-                    g {
-                        title { (bar.title) }
-                        rect.whole x=(x + 1) width=(step - 2) y=(format!("{:.1}", HEIGHT - height(bar.whole)))
-                            height=(format!("{:.1}", height(bar.whole).max(1.0))) {}
-                        @if bar.part > 0 {
-                            rect.part x=(x + 1) width=(step - 2) y=(format!("{:.1}", HEIGHT - height(bar.part)))
-                                height=(format!("{:.1}", height(bar.part))) {}
+                    @if let Some(bar) = bar {
+                        g {
+                            title { (bar.title) }
+                            rect.whole x=(x + 1) width=(step - 2) y=(format!("{:.1}", HEIGHT - height(bar.whole)))
+                                height=(format!("{:.1}", height(bar.whole).max(1.0))) {}
+                            @if bar.part > 0 {
+                                rect.part x=(x + 1) width=(step - 2) y=(format!("{:.1}", HEIGHT - height(bar.part)))
+                                    height=(format!("{:.1}", height(bar.part))) {}
+                            }
                         }
                     }
                 }
@@ -92,6 +102,8 @@ fn chart(name: &str, of: &str, bars: &[Bar], written: &dyn Fn(u64) -> String) ->
 mod tests {
     use super::*;
 
+    const SINCE: &str = "2026-11-30T07:14:20Z";
+
     #[test]
     fn a_chart_has_the_newest_generations_and_says_the_last() {
         let arrival = |generation| Arrival {
@@ -99,13 +111,27 @@ mod tests {
             first_ms: Some(80),
             last_ms: Some(1_230),
             nodes: 3,
-            sent_bytes: 1 << 20,
+            sent_bytes: Some(1 << 20),
         };
         let many: Vec<Arrival> = (1..=60).map(arrival).collect();
-        let html = charts(&many).into_string();
+        let html = charts(&many, SINCE).into_string();
         assert!(!html.contains("generation 20:") && html.contains("generation 21:"), "{html}");
         assert!(html.contains("newest: generation 60: 80 ms on the first, 1.2 s on the last of 3 nodes"));
         assert!(html.contains("1.00 MiB") && !html.contains("NaN"), "{html}");
-        assert!(!charts(&[]).into_string().contains("svg"));
+        assert!(!html.contains("2026"), "{html}");
+        assert!(!charts(&[], SINCE).into_string().contains("svg"));
+    }
+
+    #[test]
+    fn bytes_of_before_the_start_are_not_invented() {
+        let before =
+            Arrival { generation: 7, first_ms: Some(80), last_ms: Some(90), nodes: 2, sent_bytes: None };
+        let html = charts(std::slice::from_ref(&before), SINCE).into_string();
+        assert!(html.contains("generation 7: 80 ms on the first, 90 ms on the last of 2 nodes"), "{html}");
+        assert!(html.contains("since the origin started <time datetime=\"2026-11-30T07:14:20Z\">"), "{html}");
+        assert!(html.contains("no generation since then") && html.matches("<rect").count() == 2, "{html}");
+        let after = Arrival { generation: 8, sent_bytes: Some(2_048), ..before.clone() };
+        let html = charts(&[before, after], SINCE).into_string();
+        assert!(html.contains("generation 8: 2.00 KiB") && !html.contains("no generation since"), "{html}");
     }
 }

@@ -2,9 +2,7 @@
 
 use maud::{Markup, html};
 
-use super::arrivals::Arrival;
 use super::board::{Board, Fragment, View};
-use super::charts::charts;
 use super::collected::collected;
 use super::command::{Commands, command};
 use super::node;
@@ -20,14 +18,14 @@ pub const ROWS_MAX: usize = 200;
 const TILES_MAX: usize = 4_000;
 
 /// The board of `/`.
-pub fn board(status: &Status, commands: &Commands, arrivals: &[Arrival]) -> Board {
+pub fn board(status: &Status, commands: &Commands, charts: Markup) -> Board {
     let nodes = nodes(status);
     let mut fragments = vec![
         Fragment::new("now", now(status, &nodes)),
         Fragment::new("notices", notices(status, commands)),
         Fragment::new("rollout", rollout(status.rollout.as_ref(), commands)),
         Fragment::new("map", map(&nodes)),
-        Fragment::new("charts", charts(arrivals)),
+        Fragment::new("charts", charts),
         Fragment::new("collected", collected(&status.collected, commands)),
     ];
     fragments.extend(table(status, &nodes));
@@ -328,7 +326,7 @@ mod tests {
         let failed =
             |number| AgentStatus { error: Some(error.clone()), progress: Some(progress()), ..agent(number) };
         let status = status((0..500).map(failed).collect());
-        for board in [board(&status, &commands(), &[]), nodes_board(&status, 1).unwrap()] {
+        for board in [board(&status, &commands(), html! {}), nodes_board(&status, 1).unwrap()] {
             let bytes = document(&board).into_string().len();
             assert!(bytes < 200_000, "{bytes} bytes");
         }
@@ -351,7 +349,7 @@ mod tests {
         status.reason = Some(HOSTILE.into());
         status.warnings = vec![HOSTILE.into()];
         let of_node = node::board(&status, &commands(), "web001").unwrap();
-        for board in [board(&status, &commands(), &[]), of_node] {
+        for board in [board(&status, &commands(), html! {}), of_node] {
             let html = document(&board).into_string();
             assert!(html.contains("&lt;script&gt;alert(1)"), "{html}");
             assert!(!html.contains("<script>") && !html.contains("<img"), "{html}");
@@ -361,13 +359,13 @@ mod tests {
     #[test]
     fn a_change_of_one_node_replaces_one_row() {
         let agents = || (0..3).map(agent).collect::<Vec<_>>();
-        let before = board(&status(agents()), &commands(), &[]);
+        let before = board(&status(agents()), &commands(), html! {});
         let mut changed = agents();
         changed[1].notes.push("a remark".into());
         changed[0].notes.push("first".into());
         changed[2].notes.push("third".into());
         // All need attention before and after, so the order stays.
-        let after = board(&status(changed), &commands(), &[]);
+        let after = board(&status(changed), &commands(), html! {});
         let versions = |board: &Board| board.fragments.iter().map(|f| f.version).collect::<Vec<_>>();
         let (before, after) = (versions(&before), versions(&after));
         // The table, then its rows.
