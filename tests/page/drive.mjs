@@ -2,6 +2,7 @@
 // page (tests/tests/page.rs) judges it.
 //
 //   node drive.mjs visit URL [{"width":..,"height":..,"dark":..,"shot":FILE,"axe":..,"copy":..,"wait":TEXT}]
+//   node drive.mjs walk URL             goes from the fleet to a difference by clicks, and to the history by keys
 //   node drive.mjs follow URL TEXT      waits until the page says TEXT, without being loaded again
 //   node drive.mjs frame URL            embeds the page in a stranger's page
 //   node drive.mjs login URL TEXT       opens a login link and waits until the page says TEXT
@@ -57,7 +58,8 @@ const scenes = {
     if (options.wait) await page.waitForFunction((text) => document.body.innerText.includes(text), {}, options.wait);
     const told = {
       status: answer.status(),
-      interactive_ms: await page.evaluate(() => performance.getEntriesByType("navigation")[0].domInteractive),
+      // The script has run: buttons copy.
+      interactive_ms: await page.evaluate(() => performance.getEntriesByType("navigation")[0].domContentLoadedEventEnd),
       text: await page.evaluate(() => document.body.innerText),
       rows: (await page.$$("tbody tr")).length,
       commands: await page.$$eval("[data-copy]", (buttons) => buttons.map((button) => button.dataset.copy)),
@@ -75,6 +77,51 @@ const scenes = {
     if (options.axe) told.violations = await axe(page);
     if (options.shot) await page.screenshot({ path: options.shot });
     tell({ ...told, ...noted });
+  },
+
+  async walk() {
+    const { page, noted } = await opened();
+    const rights = ["clipboard-read", "clipboard-sanitized-write"];
+    await browser.defaultBrowserContext().overridePermissions(new URL(url).origin, rights);
+    await page.goto(url, { waitUntil: "load" });
+    await page.bringToFront();
+    const at = () => page.evaluate(() => `${location.pathname} ${document.querySelector("h1").innerText}`);
+    const click = async (selector) => {
+      await Promise.all([page.waitForNavigation({ waitUntil: "load" }), page.click(selector)]);
+      return at();
+    };
+    const clicks = [
+      await click("nav a[href='/history']"),
+      await click("table.history tbody tr:first-child th a"),
+      await click("table.changes tbody tr:first-child th a"),
+    ];
+    const difference = await page.$$eval("table.difference tr[data-c]", (lines) =>
+      lines.map((line) => `${line.dataset.c}: ${line.lastElementChild.innerText}`));
+    await page.goBack({ waitUntil: "load" });
+    const button = "button[data-copy]";
+    const shown = await page.$eval(".command code", (code) => code.innerText);
+    await page.click(button);
+    await page.waitForFunction((button) => document.querySelector(button).textContent === "Copied", {}, button);
+    const copied = await page.evaluate(() => navigator.clipboard.readText());
+
+    // From the top of the fleet, without a mouse.
+    await page.goto(url, { waitUntil: "load" });
+    const focused = () => page.evaluate(() => {
+      const { id, innerText } = document.activeElement;
+      return { name: id || innerText, outline: getComputedStyle(document.activeElement).outlineStyle };
+    });
+    const keys = [];
+    for (let count = 0; count < 4; count++) {
+      await page.keyboard.press("Tab");
+      keys.push(await focused());
+    }
+    await Promise.all([page.waitForNavigation({ waitUntil: "load" }), page.keyboard.press("Enter")]);
+    const opened_by_keys = await at();
+    await page.keyboard.press("Tab");
+    await page.keyboard.press("Enter");
+    const skipped_to = await focused();
+    await page.keyboard.press("Tab");
+    tell({ clicks, difference, shown, copied, keys, opened_by_keys, skipped_to, next: await focused(), ...noted });
   },
 
   async follow() {

@@ -163,7 +163,11 @@ fn visit(address: &str, path: &str, options: Value) -> Value {
         assert_eq!(visited["violations"], json!([]), "{path} {options}");
     }
     assert_eq!(visited["sideways"], false, "{path} {options}: wider than the window");
-    println!("{path} {options}: {} bytes, interactive after {} ms", bytes, visited["interactive_ms"]);
+    // The document, its style sheet, script and icon. Streams of events are opened again now and then.
+    let loads = requests.iter().filter(|url| !url.as_str().is_some_and(|url| url.contains("/live/"))).count();
+    assert!(loads <= 4, "{path}: {visited}");
+    let ms = visited["interactive_ms"].as_f64().expect("a time");
+    println!("{path} {options}: {bytes} bytes in {loads} requests, interactive after {ms:.0} ms");
     visited
 }
 
@@ -289,6 +293,32 @@ fn a_conflict_appears_on_an_open_page_with_the_command_that_settles_it() {
     has(1, &format!("of {loser}"));
     let fleet = visit(&address, "/", json!({"axe": true, "live": true, "wait": "Collected directories"}));
     assert!(fleet["text"].as_str().is_some_and(|text| text.contains("uploads")), "{fleet}");
+}
+
+#[test]
+fn three_clicks_lead_to_a_difference_and_four_keys_to_the_history() {
+    let (_scene, origin) = scene("page-walk");
+    let address = address_of(&origin);
+    for (label, content) in [("first", "hello\n"), ("second", "good morning\n")] {
+        write(&origin.tree, "index.html", content);
+        origin.cli("commit", &["-m", label]).expect_success();
+    }
+    let walked = Browser::start("walk", &address, "").step();
+    assert_eq!(walked["errors"], json!([]), "{walked}");
+    let clicks =
+        json!(["/history History", "/generation/2 Generation 2", "/generation/2/file/index.html index.html"]);
+    assert_eq!(walked["clicks"], clicks);
+    assert_eq!(walked["difference"], json!(["removed: − hello", "added: + good morning"]));
+    let data = origin.data.display();
+    let command = json!(format!("syncd-origin diff 1 2 --data {data}"));
+    assert_eq!((&walked["shown"], &walked["copied"]), (&command, &command));
+    let keys = walked["keys"].as_array().expect("keys");
+    let names: Vec<&str> = keys.iter().filter_map(|key| key["name"].as_str()).collect();
+    assert_eq!(names, ["Skip to content", "syncd", "Fleet", "History"]);
+    assert!(keys.iter().all(|key| key["outline"] == "solid"), "each is seen: {walked}");
+    assert_eq!(walked["opened_by_keys"], "/history History");
+    assert_eq!(walked["skipped_to"]["name"], "content");
+    assert!(walked["next"]["name"].as_str().is_some_and(|name| name.starts_with("Copy")), "{walked}");
 }
 
 #[test]
