@@ -1,7 +1,8 @@
 // Opens a page of the origin in Chromium and prints what happened, one line of JSON for each step. The suite
 // page (tests/tests/page.rs) judges it.
 //
-//   node drive.mjs visit URL [{"width":..,"height":..,"dark":..,"shot":FILE,"axe":..,"copy":..,"wait":TEXT}]
+//   node drive.mjs visit URL [{"width":..,"height":..,"dark":..,"axe":..,"copy":..,"wait":TEXT,
+//                              "shot":FILE,"replace":[[FROM,TO],..]}]
 //   node drive.mjs walk URL             goes from the fleet to a difference by clicks, and to the history by keys
 //   node drive.mjs follow URL TEXT      waits until the page says TEXT, without being loaded again
 //   node drive.mjs frame URL            embeds the page in a stranger's page
@@ -49,6 +50,23 @@ const axe = async (page) => {
   return violations.map((found) => `${found.id}: ${found.nodes.slice(0, 3).map((node) => node.html).join(" | ")}`);
 };
 
+// Takes a picture in which some texts, such as paths of this run, are others.
+const shoot = async (page, path, replace) => {
+  await page.mouse.move(0, 0);
+  for (;;) {
+    await page.evaluate((replace) => {
+      const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+      while (texts.nextNode()) {
+        for (const [from, to] of replace) texts.currentNode.data = texts.currentNode.data.replaceAll(from, to);
+      }
+    }, replace);
+    await page.screenshot({ path });
+    const text = await page.evaluate(() => document.body.innerText);
+    // An event may have replaced a part meanwhile.
+    if (!replace.some(([from]) => text.includes(from))) return;
+  }
+};
+
 const scenes = {
   async visit() {
     const options = JSON.parse(argument ?? "{}");
@@ -75,7 +93,7 @@ const scenes = {
       told.copied = await page.evaluate(() => document.querySelector("button[data-copy]").textContent);
     }
     if (options.axe) told.violations = await axe(page);
-    if (options.shot) await page.screenshot({ path: options.shot });
+    if (options.shot) await shoot(page, options.shot, options.replace ?? []);
     tell({ ...told, ...noted });
   },
 

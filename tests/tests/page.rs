@@ -1,21 +1,27 @@
 //! The page of the origin: who is answered, what an answer allows, and what a browser makes of it.
 
-use std::io::{BufRead, BufReader, Read, Write};
+#[path = "page/browser.rs"]
+mod browser;
+#[path = "page/pictures.rs"]
+mod pictures;
+#[path = "page/site.rs"]
+mod site;
+
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
-use std::sync::OnceLock;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use syncd_tests::edits::write;
 use syncd_tests::process::run_within;
-use syncd_tests::{Agent, Daemon, Origin, Scene, binary, http, require_program, wait};
+use syncd_tests::{Agent, Daemon, Origin, Scene, binary, http, wait};
 
-/// Size limit of everything that one page needs.
-const PAGE_MAX_BYTES: u64 = 300_000;
+use browser::{Browser, PAGE_MAX_BYTES, visit};
+use site::Site;
+
 /// Markup as a label and a file name.
 const HOSTILE: &str = "<img src=x onerror=alert(1)><script>alert(2)</script>";
 
@@ -96,79 +102,6 @@ fn elsewhere_than_on_loopback_there_is_no_page() {
     for path in ["/", "/live/fleet"] {
         assert!(answer(&address, path, "Host: localhost\r\n").starts_with("HTTP/1.1 404 "), "{path}");
     }
-}
-
-/// The browser's driver in tests/page, with its packages.
-fn driver() -> &'static Path {
-    static DRIVER: OnceLock<PathBuf> = OnceLock::new();
-    DRIVER.get_or_init(|| {
-        require_program("chromium", "chromium");
-        require_program("npm", "npm");
-        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("page");
-        if !directory.join("node_modules/puppeteer-core").exists() {
-            let mut install = Command::new("npm");
-            install.args(["ci", "--no-audit", "--no-fund", "--ignore-scripts"]).current_dir(&directory);
-            run_within(&mut install, Duration::from_secs(300)).expect_success();
-        }
-        directory.join("drive.mjs")
-    })
-}
-
-/// A browser that plays one scene of the driver.
-struct Browser {
-    child: Child,
-    steps: BufReader<ChildStdout>,
-}
-
-impl Browser {
-    fn start(scene: &str, address: &str, argument: &str) -> Self {
-        let mut node = Command::new("node");
-        let url =
-            if address.starts_with("https://") { address.to_owned() } else { format!("http://{address}") };
-        node.arg(driver()).args([scene, &url, argument]);
-        let mut child = node.stdout(Stdio::piped()).spawn().expect("start node");
-        let steps = BufReader::new(child.stdout.take().expect("its output"));
-        Self { child, steps }
-    }
-
-    /// The next step that it tells of.
-    #[track_caller]
-    fn step(&mut self) -> Value {
-        let mut line = String::new();
-        self.steps.read_line(&mut line).expect("a step");
-        serde_json::from_str(&line).unwrap_or_else(|error| panic!("no step: {error}: {line:?}"))
-    }
-}
-
-impl Drop for Browser {
-    fn drop(&mut self) {
-        // The driver ends its browser, which has a process group of its own, on this signal.
-        let _ = rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), Signal::TERM);
-        let _ = self.child.wait();
-    }
-}
-
-/// Loads a page, and checks what every page must keep to.
-#[track_caller]
-fn visit(address: &str, path: &str, options: Value) -> Value {
-    let visited = Browser::start("visit", &format!("{address}{path}"), &options.to_string()).step();
-    assert_eq!(visited["status"], 200, "{path}: {visited}");
-    assert_eq!(visited["errors"], json!([]), "{path}: {visited}");
-    let bytes = visited["bytes"].as_u64().expect("bytes");
-    assert!(bytes < PAGE_MAX_BYTES, "{path}: {bytes} bytes");
-    let own = format!("http://{address}/");
-    let requests = visited["requests"].as_array().expect("requests");
-    assert!(requests.iter().all(|url| url.as_str().is_some_and(|url| url.starts_with(&own))), "{visited}");
-    if options["axe"] == true {
-        assert_eq!(visited["violations"], json!([]), "{path} {options}");
-    }
-    assert_eq!(visited["sideways"], false, "{path} {options}: wider than the window");
-    // The document, its style sheet, script and icon. Streams of events are opened again now and then.
-    let loads = requests.iter().filter(|url| !url.as_str().is_some_and(|url| url.contains("/live/"))).count();
-    assert!(loads <= 4, "{path}: {visited}");
-    let ms = visited["interactive_ms"].as_f64().expect("a time");
-    println!("{path} {options}: {bytes} bytes in {loads} requests, interactive after {ms:.0} ms");
-    visited
 }
 
 /// Sends one request to the admin socket and waits for the end of the answer.
@@ -285,10 +218,7 @@ fn a_conflict_appears_on_an_open_page_with_the_command_that_settles_it() {
     let shown = visit(&address, directory, json!({}));
     let commands = shown["commands"].as_array().expect("commands");
     let restore = commands.iter().filter_map(Value::as_str).find(|line| line.contains(" restore "));
-    let programs = binary("syncd-origin");
-    let mut shell = Command::new("/bin/sh");
-    shell.args(["-c", restore.expect("a command")]).env("PATH", programs.parent().expect("a directory"));
-    run_within(&mut shell, Duration::from_secs(60)).expect_success();
+    run_copied(restore.expect("a command"));
     has(0, &format!("of {loser}"));
     has(1, &format!("of {loser}"));
     let fleet = visit(&address, "/", json!({"axe": true, "live": true, "wait": "Collected directories"}));
@@ -368,7 +298,7 @@ fn charts_tell_of_generations_before_a_restart() {
         String::from_utf8(answer.body).expect("text")
     };
     let before = page(&origin);
-    assert!(!before.contains("since the origin started"), "{before}");
+    assert!(!before.contains("by generation, since"), "{before}");
     origin.kill9();
     origin.start();
     let after = page(&origin);
@@ -378,7 +308,7 @@ fn charts_tell_of_generations_before_a_restart() {
         assert!(told.is_some_and(|told| told.ends_with(" on one node")), "{told:?}: {after}");
     }
     assert!(
-        after.contains("since the origin started") && after.contains("no generation since then"),
+        after.contains("by generation, since <time") && after.contains("no generation since then"),
         "{after}"
     );
     agent.stop();
@@ -488,4 +418,46 @@ fn five_hundred_nodes_and_two_thousand_generations_stay_light() {
     }
     println!("{seen} generations read in {:?}", began.elapsed());
     assert_eq!(seen, GENERATIONS);
+}
+
+#[test]
+fn a_rollout_is_shown_step_by_step_and_its_commands_steer_it() {
+    let mut site = Site::new("page-rollout", 1);
+    site.add_nodes(4);
+    site.release(&["--now", "--wait"]);
+    let number = site.hold_rollout();
+    let address = address_of(&site.origin);
+    let mut shown = Value::Null;
+    for (dark, width) in [(true, 1280), (false, 360)] {
+        let options =
+            json!({"axe": true, "live": true, "dark": dark, "width": width, "wait": "Step 1: group canary"});
+        shown = visit(&address, "/", options);
+    }
+    let text = shown["text"].as_str().expect("text");
+    for part in ["2 of 4 nodes live", &format!("Rollout of generation {number}"), "2 live (web01, web02)"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let mut browser = Browser::start("follow", &address, "4 of 4 nodes live");
+    assert_eq!(browser.step()["step"], "open");
+    let commands = shown["commands"].as_array().expect("commands");
+    let advance = commands.iter().filter_map(Value::as_str).find(|line| line.contains("rollout advance"));
+    for expected in [("holding", 2), ("released", 3)] {
+        run_copied(advance.expect("a command"));
+        wait::until_ok("the next step", || {
+            let rollout = site.rollout();
+            let is = (rollout["phase"].as_str(), rollout["step"].as_u64());
+            if is == (Some(expected.0), Some(expected.1)) { Ok(()) } else { Err(rollout.to_string()) }
+        });
+    }
+    let seen = browser.step();
+    assert_eq!((&seen["step"], &seen["once"]), (&json!("seen"), &json!(true)), "{seen}");
+}
+
+/// Runs a line as a person pastes it.
+#[track_caller]
+fn run_copied(line: &str) {
+    let programs = binary("syncd-origin");
+    let mut shell = Command::new("/bin/sh");
+    shell.args(["-c", line]).env("PATH", programs.parent().expect("a directory"));
+    run_within(&mut shell, Duration::from_secs(60)).expect_success();
 }

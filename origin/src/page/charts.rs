@@ -19,7 +19,7 @@ pub fn charts(arrivals: &[Arrival], since: &str) -> Markup {
     let is_whole = sent.iter().all(Option::is_some);
     let of_live = html! { "on the last node, darker on the first" };
     let of_sent = html! {
-        "to nodes, by generation" @if !is_whole { ", since the origin started " (time(since)) }
+        "to nodes, by generation" @if !is_whole { ", since " (time(since)) }
     };
     html! {
         section #charts aria-label="Charts" {
@@ -41,7 +41,7 @@ struct Bar {
 fn live_bar(arrival: &Arrival) -> Bar {
     let (first, last) = (arrival.first_ms.unwrap_or(0), arrival.last_ms.unwrap_or(0));
     let title = match arrival.nodes {
-        0 => format!("generation {}: live on no node yet", arrival.generation),
+        0 => format!("generation {}: seen live on no node", arrival.generation),
         1 => format!("generation {}: {} on one node", arrival.generation, seconds(last)),
         nodes => format!(
             "generation {}: {} on the first, {} on the last of {nodes} nodes",
@@ -128,7 +128,7 @@ mod tests {
             Arrival { generation: 7, first_ms: Some(80), last_ms: Some(90), nodes: 2, sent_bytes: None };
         let html = charts(std::slice::from_ref(&before), SINCE).into_string();
         assert!(html.contains("generation 7: 80 ms on the first, 90 ms on the last of 2 nodes"), "{html}");
-        assert!(html.contains("since the origin started <time datetime=\"2026-11-30T07:14:20Z\">"), "{html}");
+        assert!(html.contains("by generation, since <time datetime=\"2026-11-30T07:14:20Z\">"), "{html}");
         assert!(html.contains("no generation since then") && html.matches("<rect").count() == 2, "{html}");
         let after = Arrival { generation: 8, sent_bytes: Some(2_048), ..before.clone() };
         let html = charts(&[before, after], SINCE).into_string();
