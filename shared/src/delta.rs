@@ -29,12 +29,11 @@ use crate::limits::{
 use crate::tree_path::TreePath;
 use crate::wire::{Fields, WireError, compress, decompress, limit};
 
-/// zstd level of deltas. Level 1 would take a third less time and produce 5 to 10 % more bytes.
-const ZSTD_LEVEL: i32 = 3;
-/// zstd level for data that matches its basis poorly: a third fewer bytes in twelve times the time.
-const ZSTD_LEVEL_POOR: i32 = 12;
-/// Table size at that level, as a power of two: 4 MiB per table.
-const POOR_TABLE_LOG: u32 = 20;
+/// zstd level of deltas, and the entries of its tables, as a power of two. The level's own tables are too
+/// small for a prefix of megabytes. WIRE-7 in docs/decisions has the figures.
+const QUICK: (i32, u32) = (3, 18);
+/// The same for a second attempt at data that matches its basis poorly.
+const CAREFUL: (i32, u32) = (8, 20);
 /// A delta larger than this fraction of its output (1/32) counts as a poor match.
 const POOR_SHARE: usize = 32;
 /// Entropy in bits per byte from which data is taken to be incompressible at every level.
@@ -45,6 +44,17 @@ const WINDOW_LOG_MIN: u32 = 10;
 const PLACES: [u32; 3] = [1, 2, 3];
 /// The library panics or loops forever on unusual options, so it is only ever given these.
 const RSYNC_OPTIONS: SignatureOptions = SignatureOptions { block_size: 256, crypto_hash_size: 8 };
+
+/// Time that an encoding may take.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum DeltaEffort {
+    /// For few readers, who wait for it.
+    #[default]
+    Low,
+    /// For many readers or a thin line: fewer bytes where data matches its basis poorly.
+    High,
+}
+
 /// A file of the tree that the update starts from.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct BasisFile {
@@ -156,48 +166,46 @@ fn entropy(data: &[u8]) -> f64 {
 impl Encoded {
     /// Encodes `data`, at most [`DELTA_OUTPUT_MAX_BYTES`], against a prefix with zstd.
     pub fn by_zstd(prefix: &[u8], data: &[u8]) -> Result<Self, EncodeError> {
-        Self::at_level(prefix, data, ZSTD_LEVEL)
+        Self::at_level(prefix, data, QUICK)
     }
 
     /// Returns the smallest encoding that is worth trying. zstd wins if it finds most of the data in the
     /// prefix. Otherwise, incompressible data is also tried with rsync's algorithm, which marks edits more
-    /// tersely, and compressible data with a higher level.
-    pub fn smallest(prefix: &[u8], data: &[u8]) -> Result<Self, EncodeError> {
+    /// tersely, and compressible data, if the effort is high, with a higher level.
+    pub fn smallest(prefix: &[u8], data: &[u8], effort: DeltaEffort) -> Result<Self, EncodeError> {
         let quick = Self::by_zstd(prefix, data)?;
         let bytes = quick.compressed.len();
         if bytes <= data.len() / POOR_SHARE {
             return Ok(quick);
         }
-        let other = match entropy(data) > ENTROPY_MAX {
-            true => Self::by_rsync(prefix, data),
-            false => Some(Self::at_level(prefix, data, ZSTD_LEVEL_POOR)?),
+        let other = match effort {
+            _ if entropy(data) > ENTROPY_MAX => Self::by_rsync(prefix, data),
+            DeltaEffort::Low => None,
+            DeltaEffort::High => Some(Self::at_level(prefix, data, CAREFUL)?),
         };
         Ok(other.filter(|other| other.compressed.len() <= bytes).unwrap_or(quick))
     }
 
-    fn at_level(prefix: &[u8], data: &[u8], level: i32) -> Result<Self, EncodeError> {
+    fn at_level(prefix: &[u8], data: &[u8], (level, table_log): (i32, u32)) -> Result<Self, EncodeError> {
         let encoding = DeltaEncoding::ZstdPrefix;
         if data.is_empty() {
             return Ok(Self { encoding, compressed: Bytes::new() });
         }
         let mut context = CCtx::try_create().ok_or(EncodeError("out of memory"))?;
-        // Long-distance matching finds far matches in the prefix. Without a window that covers both, a long
-        // prefix silently has no effect.
+        // A prefix outside of the window silently has no effect.
         let both = prefix.len().saturating_add(data.len()) as u64;
         let window_log = u64::BITS.saturating_sub(both.leading_zeros()).max(WINDOW_LOG_MIN);
         for parameter in [
             CParameter::CompressionLevel(level),
             CParameter::WindowLog(window_log),
-            CParameter::EnableLongDistanceMatching(true),
+            CParameter::HashLog(table_log),
+            CParameter::ChainLog(QUICK.1),
+            // It finds far copies in noise, where the search skips ever more. Elsewhere it hides better
+            // matches.
+            CParameter::EnableLongDistanceMatching(entropy(data) > ENTROPY_MAX),
             CParameter::ChecksumFlag(false),
         ] {
             context.set_parameter(parameter).map_err(encode_failed)?;
-        }
-        if level == ZSTD_LEVEL_POOR {
-            // The tables of the level itself take 48 MiB per thread, for a few megabytes of data.
-            for table in [CParameter::HashLog(POOR_TABLE_LOG), CParameter::ChainLog(POOR_TABLE_LOG)] {
-                context.set_parameter(table).map_err(encode_failed)?;
-            }
         }
         context.ref_prefix(prefix).map_err(encode_failed)?;
         let mut out = Vec::with_capacity(zstd::zstd_safe::compress_bound(data.len()));

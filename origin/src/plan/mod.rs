@@ -25,6 +25,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use syncd_shared::RootHash;
+use syncd_shared::delta::DeltaEffort;
 use syncd_shared::diff::PartLimits;
 use syncd_shared::wire::ObjectsBatch;
 use tokio::sync::{Semaphore, watch};
@@ -62,6 +63,9 @@ impl Default for PlanBudget {
     }
 }
 
+/// Decides the effort of an encoding when it begins.
+pub type EffortRule = Box<dyn Fn() -> DeltaEffort + Send + Sync>;
+
 type Key = (RootHash, RootHash);
 type Outcome = Result<Arc<EncodedUpdate>, Arc<PlanError>>;
 
@@ -75,6 +79,7 @@ struct Inner {
     contents: Arc<dyn Contents>,
     spool: Spool,
     budget: PlanBudget,
+    effort: EffortRule,
     cache: Mutex<Cache>,
     last_tree: Arc<LastTree>,
     reached: Arc<Reached>,
@@ -104,13 +109,24 @@ impl Plan {
 }
 
 impl Planner {
-    /// Plans from `contents`, and spools under the data directory `data` within `budget`.
+    /// Plans from `contents` with little effort, and spools under the data directory `data` within `budget`.
     pub fn new(contents: Arc<dyn Contents>, data: &Path, budget: PlanBudget) -> Result<Self, PlanError> {
+        Self::with_effort(contents, data, budget, Box::new(DeltaEffort::default))
+    }
+
+    /// Like [`Planner::new`], with the effort that the rule decides.
+    pub fn with_effort(
+        contents: Arc<dyn Contents>,
+        data: &Path,
+        budget: PlanBudget,
+        effort: EffortRule,
+    ) -> Result<Self, PlanError> {
         let spool = Spool::create(data.join(SPOOL_DIRECTORY), budget.disk_bytes)?;
         let inner = Inner {
             contents,
             spool,
             budget,
+            effort,
             cache: Mutex::default(),
             last_tree: Arc::default(),
             reached: Arc::default(),
@@ -189,7 +205,8 @@ impl Inner {
             self.last_tree.forget_others(&root.object);
         }
         let mut writer = self.spool.writer(&from, &to, publish);
-        let encoded = update::encode(&*self.contents, from, to, self.budget.part, &mut |frame| {
+        let (part, effort) = (self.budget.part, (self.effort)());
+        let encoded = update::encode(&*self.contents, from, to, part, effort, &mut |frame| {
             if self.stopped.load(Ordering::Relaxed) {
                 return Err(PlanError::Interrupted);
             }

@@ -8,6 +8,7 @@ use std::collections::HashSet;
 
 use syncd_proto::v1;
 use syncd_proto::v1::fetch_frame::Frame as Message;
+use syncd_shared::delta::DeltaEffort;
 use syncd_shared::diff::{Change, Comparison, DiffError, DirectorySource, PartLimits};
 use syncd_shared::directory::{Entry, Kind};
 use syncd_shared::limits::DIRECTORY_FRAME_BYTES;
@@ -29,6 +30,7 @@ pub(super) fn encode(
     from: RootHash,
     to: RootHash,
     limits: PartLimits,
+    effort: DeltaEffort,
     sink: &mut dyn FnMut(v1::FetchFrame) -> Result<(), PlanError>,
 ) -> Result<(), PlanError> {
     let before = contents.root(&from)?.ok_or(PlanError::UnknownRoot { root: from })?;
@@ -48,7 +50,7 @@ pub(super) fn encode(
     let released = comparison.released()?;
     for part in comparison.parts() {
         let part = part?;
-        delta::encode(contents, &before, &part.changes, &released, &mut emit)?;
+        delta::encode(contents, &before, &part.changes, &released, effort, &mut emit)?;
         let is_last = part.is_last;
         drop(part);
         emit(if is_last { end(0, []) } else { part_end() })?;

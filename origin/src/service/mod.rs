@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use syncd_runtime::own_directory;
+use syncd_shared::delta::DeltaEffort;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -29,7 +30,7 @@ use crate::fleet::Fleet;
 use crate::keys::{Keys, KeysError};
 use crate::overlap;
 pub use crate::overlap::OverlapError;
-use crate::plan::{PlanBudget, Planner};
+use crate::plan::{EffortRule, PlanBudget, Planner};
 use crate::publish::{Deposed, FencedCommits};
 pub use crate::publish::{PublishOptions, restore};
 pub use crate::purge::PurgeOptions;
@@ -48,6 +49,8 @@ pub use standby::{StoodBy, stand_by};
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
 /// Length of the queue of unknown generations reported by agents to the committer.
 const OBSERVED_QUEUE: usize = 16;
+/// Connected nodes from which the bytes of an update count more than the time of its encoding.
+const MANY_NODES: usize = 8;
 
 /// A serving origin.
 pub struct Running {
@@ -161,8 +164,9 @@ impl Origin {
     fn start_core(&self, fence: Option<FencedCommits>) -> Result<Core, StartError> {
         let Self { options, keys, store, audit, collected, shutdown, tasks } = self;
         let (observed_sender, observed) = mpsc::channel(OBSERVED_QUEUE);
-        let planner = Planner::new(store.clone(), &options.data, PlanBudget::default())?;
         let fleet = Fleet::start(store.clone(), keys.clone(), observed_sender, shutdown.clone(), tasks)?;
+        let effort = effort_of_updates(options, &fleet);
+        let planner = Planner::with_effort(store.clone(), &options.data, PlanBudget::default(), effort)?;
         let (source, watch, new_directories) = self.source()?;
         let gate = CollectionGate::default();
         let sealer = Sealer::open(Parts {
@@ -234,6 +238,17 @@ impl Origin {
         let _new_directories = new_directories;
         Ok(Running { grpc_address, http_address, committer, fleet, _new_directories, shutdown, tasks })
     }
+}
+
+/// Bytes count more than the origin's time where many nodes fetch them, where they are published, and where
+/// the line is limited.
+fn effort_of_updates(options: &ServeOptions, fleet: &Fleet) -> EffortRule {
+    let is_thin = options.bwlimit.is_some() || options.publish.is_some();
+    let view = fleet.view();
+    Box::new(move || {
+        let connected = || view.borrow().agents.iter().filter(|agent| agent.connected).count();
+        if is_thin || connected() >= MANY_NODES { DeltaEffort::High } else { DeltaEffort::Low }
+    })
 }
 
 fn deposed(options: &ServeOptions) -> Deposed {

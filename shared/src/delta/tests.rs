@@ -72,6 +72,33 @@ fn a_prefix_of_four_megabytes_is_searched_from_end_to_end() {
     }
 }
 
+/// Text in which the same words follow each other in another order.
+fn text(seed: u64, length: usize) -> Vec<u8> {
+    let words: Vec<String> = noise(1, 4096).chunks(4).map(|word| format!("{:x?} ", word)).collect();
+    let order = noise(seed, 2 * length);
+    let chosen =
+        order.chunks(2).map(|two| &words[usize::from(u16::from_le_bytes([two[0], two[1]])) % words.len()]);
+    chosen.flat_map(|word| word.bytes()).take(length).collect()
+}
+
+#[test]
+fn text_is_found_all_over_a_long_prefix_and_more_effort_finds_more() {
+    let prefix = text(2, DELTA_BASES_MAX_BYTES / 2);
+    for start in [0, 700_000, prefix.len() - DELTA_OUTPUT_MAX_BYTES] {
+        let mut data = prefix[start..start + DELTA_OUTPUT_MAX_BYTES].to_vec();
+        data.iter_mut().step_by(50_000).for_each(|byte| *byte ^= 1);
+        let encoded = Encoded::by_zstd(&prefix, &data).expect("encodes");
+        assert!(encoded.compressed.len() < data.len() / 8, "{} at {start}", encoded.compressed.len());
+    }
+    let (prefix, data) = (include_bytes!("../delta.rs"), include_bytes!("tests.rs"));
+    let [low, high] = [DeltaEffort::Low, DeltaEffort::High].map(|effort| {
+        let encoded = Encoded::smallest(prefix, data, effort).expect("encodes");
+        assert_eq!(encoded.restore(prefix, data.len()).expect("restores"), data);
+        encoded.compressed.len()
+    });
+    assert!(high < low, "{high} and {low} bytes");
+}
+
 #[test]
 fn what_does_not_compress_stays_within_the_limit() {
     let (prefix, data) = (noise(3, 100_000), noise(4, DELTA_OUTPUT_MAX_BYTES));

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use syncd_proto::v1;
 use syncd_proto::v1::fetch_frame::Frame as Message;
-use syncd_shared::delta::{Basis, BasisFile, DeltaCopy, DeltaFrame, DeltaPiece, Encoded};
+use syncd_shared::delta::{Basis, BasisFile, DeltaCopy, DeltaEffort, DeltaFrame, DeltaPiece, Encoded};
 use syncd_shared::diff::{Change, Released};
 use syncd_shared::limits::DELTA_OUTPUT_MAX_BYTES;
 use syncd_shared::{ContentHash, ContentTag, RootEntry};
@@ -53,6 +53,7 @@ pub(super) fn encode(
     before: &RootEntry,
     changes: &[Change],
     released: &Released<'_, &Directories<'_>>,
+    effort: DeltaEffort,
     emit: Emit<'_>,
 ) -> Result<(), PlanError> {
     let mut chosen = EncodingChoice::choose(contents, before, changes, released)?;
@@ -71,14 +72,17 @@ pub(super) fn encode(
         ready: VecDeque::new(),
         not_worth_it: Vec::new(),
     };
+    let mut begun = false;
     let runs = std::iter::from_fn(|| {
-        let run: Result<Vec<Job>, PlanError> = jobs.by_ref().take(RUN_JOBS).collect();
+        // The first run is short, so that the first message soon goes out.
+        let length = if std::mem::replace(&mut begun, true) { RUN_JOBS } else { 1 };
+        let run: Result<Vec<Job>, PlanError> = jobs.by_ref().take(length).collect();
         if run.as_ref().is_ok_and(Vec::is_empty) { None } else { Some(run) }
     });
     let work = |tools: &mut Tools<'_>, run: Vec<Job>| {
         run.into_iter().map(|job| job.run(tools)).collect::<Result<Vec<_>, _>>()
     };
-    in_order(runs, || Tools::new(contents, &kept), work, &mut |messages| {
+    in_order(runs, || Tools::new(contents, &kept, effort), work, &mut |messages| {
         messages.into_iter().try_for_each(|message| emit(Message::Delta(message)))
     })?;
     chosen.stored.append(&mut jobs.not_worth_it);
@@ -101,14 +105,15 @@ fn encode_stored(contents: &dyn Contents, files: Vec<ContentHash>, emit: Emit<'_
 /// Tools of a worker thread. Buffers are reused across messages; allocating per message fragments the heap.
 struct Tools<'a> {
     reader: Reader<'a>,
+    effort: DeltaEffort,
     /// Bases of the current message, concatenated.
     prefix: Vec<u8>,
     output: Vec<u8>,
 }
 
 impl<'a> Tools<'a> {
-    fn new(contents: &'a dyn Contents, kept: &'a KeptFrames) -> Result<Self, PlanError> {
-        Ok(Self { reader: Reader::new(contents, kept)?, prefix: Vec::new(), output: Vec::new() })
+    fn new(contents: &'a dyn Contents, kept: &'a KeptFrames, effort: DeltaEffort) -> Result<Self, PlanError> {
+        Ok(Self { reader: Reader::new(contents, kept)?, effort, prefix: Vec::new(), output: Vec::new() })
     }
 }
 
@@ -155,7 +160,7 @@ impl Job {
     }
 
     fn run(mut self, tools: &mut Tools<'_>) -> Result<v1::DeltaFrame, PlanError> {
-        let Tools { reader, prefix, output } = tools;
+        let Tools { reader, effort, prefix, output } = tools;
         prefix.clear();
         prefix.reserve_exact(self.bases_bytes);
         output.clear();
@@ -191,7 +196,7 @@ impl Job {
         }
         let replaced = replaced.iter().map(|file| ContentTag::of(&file.content)).collect();
         let encoded = match self.by_stretches {
-            true => Encoded::smallest(prefix, output),
+            true => Encoded::smallest(prefix, output, *effort),
             false => Encoded::by_zstd(prefix, output),
         }?;
         Ok(DeltaFrame { encoded, bases, pieces, copies: self.copies, replaced }.to_message())
