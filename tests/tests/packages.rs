@@ -374,15 +374,28 @@ fn the_services_run_under_systemd_and_an_upgrade_restarts_them() {
     fs::create_dir_all(machine.path("srv/site")).expect("make a content tree");
     fs::write(machine.path("srv/site/page.html"), "hello").expect("write content");
     machine.run("chmod 600 /srv/site/page.html").expect_success();
+    fs::write(machine.path("srv/site/open.html"), "hello").expect("write content");
+    let is_unconfigured = |unit: &str| {
+        let state = machine.run(&format!("systemctl is-enabled {unit}; systemctl is-active {unit} || :"));
+        assert_eq!(state.stdout, "enabled\ninactive\n", "{unit} neither starts nor fails");
+    };
 
     let mut steps = instructions(PAGE, "## The origin").into_iter();
-    for step in steps.by_ref().take(3) {
+    machine.run(&steps.next().expect("a step that installs")).expect_success();
+    is_unconfigured("syncd-origin");
+    for step in steps.by_ref().take(2) {
         machine.run(&step).expect_success();
     }
     let token = machine.run(&steps.next().expect("a step that makes a token")).expect_success();
     let node = instructions(PAGE, "## The nodes");
     machine.run(&node[0].replace("syncd1-...", token.only_line())).expect_success();
+    is_unconfigured("syncd-agent");
     machine.run(&node[1]).expect_success();
+    wait::until("the node to serve", || {
+        machine.run("syncd-agent status").stdout.contains("generation 1 is live").then_some(())
+    });
+    machine.serve_by_apache();
+    let reader = machine.start_reader("/open.html", "hello");
     let commit = |generation: u64| {
         fs::write(machine.path("srv/site/new.html"), generation.to_string()).expect("write content");
         machine.run("syncd-origin commit --wait").expect_success();
@@ -401,6 +414,21 @@ fn the_services_run_under_systemd_and_an_upgrade_restarts_them() {
     machine.run("journalctl --sync && journalctl -u syncd-agent -o cat | grep -qx stopping").expect_success();
     assert!(machine.run("syncd-agent status").expect_success().stdout.contains(" is live"));
     machine.run("systemctl start syncd-origin").expect_success();
+    // An agent that hangs.
+    let directory = "/run/systemd/system/syncd-agent.service.d";
+    let limit =
+        format!("mkdir -p {directory}\nprintf '[Service]\\nWatchdogSec=10s\\n' >{directory}/limit.conf");
+    machine.run(&format!("{limit}\nsystemctl daemon-reload\nsystemctl restart syncd-agent")).expect_success();
+    let before = machine.run(process).stdout;
+    machine.run("systemctl kill --signal=STOP syncd-agent").expect_success();
+    wait::within(Duration::from_secs(180), "systemd to start the agent again", || {
+        let active = machine.run("systemctl is-active syncd-agent || :").stdout == "active\n";
+        (active && machine.run(process).stdout != before).then_some(())
+    });
+    let why = machine.run("journalctl --sync && journalctl -u syncd-agent -o cat").expect_success();
+    assert!(why.stdout.contains("Watchdog timeout"), "{}", why.stdout);
+    machine.run(&format!("rm -r {directory}\nsystemctl daemon-reload")).expect_success();
+    reader.expect_every_page();
 
     let owner = machine.run("sed -i 's|^owner|#owner|' /etc/syncd/agent.toml");
     owner.expect_success();

@@ -178,6 +178,23 @@ impl Machine {
         }
     }
 
+    /// Reads a page all the time, from inside, until [`Reader::expect_every_page`].
+    #[track_caller]
+    pub fn start_reader(&self, page: &str, content: &str) -> Reader<'_> {
+        let script = format!(
+            "while [ ! -e /run/reader.stop ]; do\n\
+                 answer=$(exec 3<>/dev/tcp/127.0.0.1/80 && printf 'GET {page} HTTP/1.0\\r\\n\\r\\n' >&3 && cat <&3)\n\
+                 case $answer in *{content}) echo >>/run/reader.read ;; *) echo \"$answer\" >>/run/reader.failed ;; esac\n\
+             done\n"
+        );
+        fs::write(self.path("root/reader"), script).expect("write a script");
+        self.run("touch /run/reader.read /run/reader.failed\nsystemd-run --unit=reader bash /root/reader")
+            .expect_success();
+        let reader = Reader { machine: self };
+        reader.wait_for(10);
+        reader
+    }
+
     /// Has Apache serve the replica, as docs/apache.md says.
     #[track_caller]
     pub fn serve_by_apache(&self) {
@@ -185,6 +202,33 @@ impl Machine {
             self.run(&format!("cd /usr/share/syncd\n{step}")).expect_success();
         }
         self.run("apache2ctl start").expect_success();
+    }
+}
+
+/// Reads a page of a booted machine.
+pub struct Reader<'a> {
+    machine: &'a Machine,
+}
+
+impl Reader<'_> {
+    fn count(&self) -> u64 {
+        let read = self.machine.run("wc -l </run/reader.read").expect_success();
+        read.only_line().trim().parse().expect("a number of lines")
+    }
+
+    #[track_caller]
+    fn wait_for(&self, more: u64) {
+        let reached = self.count() + more;
+        wait::until("pages to be read", || (self.count() >= reached).then_some(()));
+    }
+
+    /// Ends, and fails unless every request was answered with the page.
+    #[track_caller]
+    pub fn expect_every_page(self) {
+        self.wait_for(10);
+        self.machine.run("touch /run/reader.stop").expect_success();
+        let failed = self.machine.run("cat /run/reader.failed").expect_success();
+        assert_eq!(failed.stdout, "", "failed requests beside {} pages", self.count());
     }
 }
 
