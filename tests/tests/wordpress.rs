@@ -46,6 +46,8 @@ fn wordpress_is_installed_once_and_runs_on_all_nodes() {
     step("media", &mut since);
     media_are_edited(&cluster);
     step("edited media", &mut since);
+    visitors_write_without_a_login(&cluster);
+    step("a comment", &mut since);
     cluster.main.site("plugin", &[]);
     cluster.wait_everywhere("/", "<!-- marked -->");
     step("a plugin", &mut since);
@@ -109,6 +111,17 @@ fn media_are_edited(cluster: &Cluster) {
     }
     cluster.wait_gone(&drawing.sizes);
     cluster.wait_gone(&edited.sizes);
+}
+
+/// A comment that a visitor wrote on one node is read on all, once it is approved.
+fn visitors_write_without_a_login(cluster: &Cluster) {
+    let text = "Nobody has logged in for this.";
+    cluster.nodes[1].comment(1, text);
+    let held = cluster.writer().rest("GET", "/wp-json/wp/v2/comments?status=hold", &[]);
+    let [comment] = &held.as_array().expect("a list")[..] else { panic!("one comment: {held}") };
+    let approve = format!("/wp-json/wp/v2/comments/{}?status=approved", comment["id"]);
+    cluster.writer().rest("POST", &approve, &[]);
+    cluster.wait_everywhere("/hello-world/", text);
 }
 
 /// WordPress' own code replaces its files, while visitors come.

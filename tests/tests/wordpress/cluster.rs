@@ -40,6 +40,22 @@ impl Site {
         serde_json::from_str(&answer).unwrap_or(Value::String(answer))
     }
 
+    /// Comments on a post at this host, as a visitor without a login.
+    #[track_caller]
+    pub fn comment(&self, post: u32, text: &str) {
+        let fields = [
+            format!("comment_post_ID={post}"),
+            format!("comment={text}"),
+            "author=Visitor".to_owned(),
+            "email=visitor@example.org".to_owned(),
+        ];
+        let to = format!("::{}:80", self.host.address);
+        let mut options = vec!["-H", "X-Forwarded-Proto: https", "--connect-to", &to];
+        options.extend(fields.iter().flat_map(|field| ["--data-urlencode", field]));
+        let answer = crate::visitors::curl_plain(&options, "/wp-comments-post.php");
+        assert_eq!(answer.status, 302, "{answer:?}");
+    }
+
     /// The last lines of the web server's log, and the state of the agent.
     fn trouble(&self) -> String {
         self.host.try_lines("tail -n 3 /var/log/apache2/error.log; syncd-agent status").stdout
