@@ -109,12 +109,14 @@ impl Plan {
 }
 
 impl Planner {
-    /// Plans from `contents` with little effort, and spools under the data directory `data` within `budget`.
+    /// Like [`Planner::with_effort`], with little effort.
+    #[cfg(any(test, feature = "testing"))]
     pub fn new(contents: Arc<dyn Contents>, data: &Path, budget: PlanBudget) -> Result<Self, PlanError> {
         Self::with_effort(contents, data, budget, Box::new(DeltaEffort::default))
     }
 
-    /// Like [`Planner::new`], with the effort that the rule decides.
+    /// Plans from `contents`, and spools under the data directory `data` within `budget`. Each update is
+    /// encoded with the effort that `effort` says.
     pub fn with_effort(
         contents: Arc<dyn Contents>,
         data: &Path,
