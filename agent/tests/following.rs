@@ -140,7 +140,7 @@ async fn a_barrier_holds_until_activate() {
     conversation.announce(&generation, false).await;
     assert!(matches!(conversation.hear().await, Some(FromAgent::Staged(_))));
     let root = Bytes::copy_from_slice(generation.root_hash().as_bytes());
-    conversation.say(ToAgent::Activate(v1::Activate { generation: 1, root })).await;
+    conversation.say(ToAgent::Activate(v1::Activate { generation: 1, root, flipped: false })).await;
     conversation.hear_activated(1).await;
     assert_eq!(replica.lock().staged, [1]);
     agent.stop().await;

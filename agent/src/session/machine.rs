@@ -188,6 +188,7 @@ impl Machine {
         self.keep_link(now, &mut out);
         self.run_check(now, &mut out);
         self.schedule(now, &mut out);
+        self.note_straggler();
         self.say_staged(&mut out);
         self.tell(now, &mut out);
         self.tell_hook(&mut out);

@@ -41,7 +41,8 @@ pub(super) fn any_session(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
                 put_message(u, &mut out, FromOrigin::Heartbeat(v1::Heartbeat { sequence }))?;
             }
             7 => {
-                let activate = v1::Activate { generation: u.int_in_range(0..=3)?, root: hash(u)? };
+                let (generation, root, flipped) = (u.int_in_range(0..=3)?, hash(u)?, u.arbitrary()?);
+                let activate = v1::Activate { generation, root, flipped };
                 put_message(u, &mut out, FromOrigin::Activate(activate))?;
             }
             8 => {

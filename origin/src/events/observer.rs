@@ -221,6 +221,7 @@ mod tests {
             generation: GenerationNumber::new(generation),
             root: None,
             staged: None,
+            waits_for_check: false,
             hook: None,
             check: None,
             has_check: false,

@@ -445,6 +445,7 @@ mod tests {
                 generation,
                 root: generation.map(|_| RootEntry::empty().hash()),
                 staged: None,
+                waits_for_check: false,
                 hook,
                 check: None,
                 has_check: false,

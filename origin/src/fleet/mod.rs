@@ -401,6 +401,7 @@ fn agent_view(name: &AgentName, record: &AgentRecord) -> AgentView {
         generation,
         root: record.told.root.as_ref().and_then(|root| root.parse().ok()),
         staged: None,
+        waits_for_check: false,
         hook: record.told.hook.clone(),
         check: None,
         has_check: false,

@@ -205,13 +205,10 @@ impl FleetTask {
         let mut batch = Vec::new();
         loop {
             tokio::select! {
+                // Always in this order, so that a seed of the simulation repeats. Commands may come without a
+                // pause and are last. Each of the others is over once it is handled, so that none starves.
+                biased;
                 () = shutdown.cancelled() => break,
-                count = commands.recv_many(&mut batch, BATCH) => {
-                    if count == 0 {
-                        break;
-                    }
-                    batch.drain(..).for_each(|command| self.apply(command));
-                }
                 Ok(()) = self.newest.changed() => self.announced(),
                 result = finished(&mut self.saving) => self.saved(result),
                 _ = tick.tick() => self.tick(),
@@ -220,6 +217,12 @@ impl FleetTask {
                 verdict = self.steering.check_ended() => {
                     self.steering.checked(verdict);
                     self.reassign = true;
+                }
+                count = commands.recv_many(&mut batch, BATCH) => {
+                    if count == 0 {
+                        break;
+                    }
+                    batch.drain(..).for_each(|command| self.apply(command));
                 }
             }
             self.follow_roster();
@@ -391,7 +394,7 @@ impl FleetTask {
         view.last_seen_ms = now;
         view.generation = greeting.live.as_ref().map(SignedGeneration::number);
         view.root = greeting.live.as_ref().map(SignedGeneration::root_hash);
-        view.staged = None;
+        (view.staged, view.waits_for_check) = (None, false);
         view.hook = greeting.hook;
         view.check = greeting.check;
         view.has_check = greeting.has_check;
@@ -473,7 +476,7 @@ impl FleetTask {
             }
             Report::Staged { generation, root } => {
                 note_reached(view, AgentState::Staged);
-                view.staged = Some((generation, root));
+                (view.staged, view.waits_for_check) = (Some((generation, root)), false);
             }
             Report::Activated { generation, root, spare_misses, hook_due } => {
                 note_reached(view, AgentState::Live);
@@ -512,10 +515,13 @@ impl FleetTask {
 mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
+    use syncd_shared::ed25519::SigningKey;
     use syncd_shared::identity::Serial;
+    use syncd_shared::{Generation, RootEntry, TreeId};
     use time::OffsetDateTime;
 
     use super::*;
+    use crate::fleet::rollout::Plan;
     use crate::fleet::roster::{AGENTS, TOKENS};
 
     type Written = BTreeMap<(&'static str, Vec<u8>), Vec<u8>>;
@@ -604,5 +610,43 @@ mod tests {
         assert_eq!(kinds, [AGENTS, TOKENS]);
         let agent = String::from_utf8(written.values().next().unwrap().clone()).unwrap();
         assert!(agent.contains(&peer(3).serial.to_string()), "{agent}");
+    }
+
+    /// A seed of the simulation repeats only if the order of what is ready is fixed.
+    #[tokio::test]
+    async fn a_generation_is_taken_up_before_the_commands_that_came_with_it() {
+        for _ in 0..30 {
+            let mut roster = Roster::default();
+            let now = now_ms();
+            roster.add_token([1; 32], 1, expiry_ms(now, Duration::from_secs(60)), now);
+            roster.join(&[1; 32], &peer(1), None, now).unwrap();
+            let (observed, _observed) = mpsc::channel(1);
+            let (announced, newest) = watch::channel(None);
+            let save: Save = Arc::new(|_| Ok(()));
+            let task = FleetTask::new(roster, save, observed, newest, Default::default());
+            let generation = Generation {
+                tree_id: TreeId::from_bytes([1; 16]),
+                epoch: 1,
+                number: GenerationNumber::new(1).unwrap(),
+                trust: 1,
+                root: RootEntry::empty(),
+                parent: None,
+                created_ms: 0,
+                label: String::new(),
+            };
+            let generation = Arc::new(generation.sign(&SigningKey::from_bytes(&[3; 32])));
+            let plan = Plan::unwatched();
+            announced.send(Some(Arc::new(Publication { generation, plan }))).unwrap();
+            let (commands, receiver) = mpsc::channel(8);
+            let (reply, answer) = oneshot::channel();
+            let greeting = Box::default();
+            commands.try_send(Command::Attach { peer: peer(1), greeting, reply }).ok().unwrap();
+            let stop = CancellationToken::new();
+            let task = tokio::spawn(task.run(receiver, stop.clone()));
+            let attached = answer.await.unwrap().unwrap();
+            assert!(attached.assignment.borrow().is_some());
+            stop.cancel();
+            task.await.unwrap();
+        }
     }
 }

@@ -72,6 +72,8 @@ pub struct AgentView {
     pub root: Option<RootHash>,
     /// Complete tree that waits for its activation, as last reported.
     pub staged: Option<(GenerationNumber, RootHash)>,
+    /// Whether the staged tree waits for the node's check on what is live, which has failed since.
+    pub waits_for_check: bool,
     /// The on-activate hook, as last reported; `None` if none is set, or none was due since the agent
     /// started.
     pub hook: Option<HookStatus>,
@@ -171,6 +173,7 @@ impl AgentView {
             self.refused.drain(..excess);
             self.refused.push(check.root);
         }
+        self.waits_for_check = check.outcome == CheckOutcome::FailedBefore;
         self.check = Some(check);
     }
 
@@ -190,7 +193,7 @@ impl AgentView {
             connected: self.connected,
             linked,
             is_live: !self.is_hook_due(),
-            staged: self.staged.map(target),
+            staged: self.staged.filter(|_| !self.waits_for_check).map(target),
             check: check.or(silent),
             refused: &self.refused,
             drained: self.is_drained(),

@@ -418,7 +418,8 @@ impl Session {
             let (generation, root) =
                 (assignment.generation.number().get(), assignment.generation.root_hash());
             let root = Bytes::copy_from_slice(root.as_bytes());
-            self.outbox.activate = Some(v1::Activate { generation, root });
+            let flipped = assignment.flipped;
+            self.outbox.activate = Some(v1::Activate { generation, root, flipped });
         }
     }
 

@@ -33,7 +33,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
 use super::*;
-use crate::fleet::rollout::{Kind, Order, Plan, Policy};
+use crate::fleet::rollout::{Kind, Order, Plan, Policy, RolloutOrder};
 use crate::fleet::{AgentProgress, AgentState, AgentView};
 use crate::keys::rotation::Rotation;
 use crate::plan::PlanBudget;
@@ -473,6 +473,40 @@ async fn a_generation_that_is_to_wait_goes_live_when_the_policy_says_so() {
     controls[0].activated(2, root.hash()).await;
     let view = origin.until("web1", |agent| agent.generation == Some(second)).await;
     assert_eq!(view.staged, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rollback_flips_at_once_and_what_is_given_to_all_names_the_flip() {
+    for now in [false, true] {
+        let origin = Origin::start().await;
+        let root = origin.contents.put(&tree(&[("f", b"1")]));
+        let base = origin.generation(1, origin.contents.put(&tree(&[])));
+        let shown = || v1::Hello { live: Some(message(&base)), has_check: true, ..hello() };
+        let nodes = [origin.node("web1").await, origin.node("web2").await];
+        let mut controls =
+            [origin.attached(&nodes[0], shown()).await, origin.attached(&nodes[1], shown()).await];
+        let order = Order { kind: Kind::Rollback, policy: Policy::rollback(), base: base.clone() };
+        origin.fleet.publish(origin.generation(2, root), Plan::Rollout(Box::new(order)));
+        let hash = Bytes::copy_from_slice(root.hash().as_bytes());
+        let live = Bytes::copy_from_slice(base.root_hash().as_bytes());
+        for control in &mut controls {
+            assert!(!control.announce().await.activate_when_staged);
+        }
+        for control in if now { &controls[..1] } else { &controls[..] } {
+            let outcome = v1::CheckOutcome::FailedBefore.into();
+            let check = v1::CheckReport { generation: 1, root: live.clone(), outcome, ..Default::default() };
+            control.say(ToOrigin::Check(check)).await;
+            control.say(ToOrigin::Staged(v1::Staged { generation: 2, root: hash.clone() })).await;
+        }
+        if now {
+            origin.until("web1", |agent| agent.staged.is_some()).await;
+            origin.fleet.order_rollout(RolloutOrder::Now).await.unwrap();
+        }
+        let told = controls[0].next().await.unwrap();
+        let FromOrigin::Activate(activate) = told else { panic!("{told:?}") };
+        // After the deadline of the rollback it would name the flip.
+        assert_eq!((activate.generation, activate.flipped), (2, now));
+    }
 }
 
 /// On one thread, so that all is announced before anything is sent.

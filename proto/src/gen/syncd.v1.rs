@@ -300,6 +300,10 @@ pub struct Activate {
     pub generation: u64,
     #[prost(bytes = "bytes", tag = "2")]
     pub root: ::prost::bytes::Bytes,
+    /// Other nodes flip with this one, or serve the generation already. Once its activation fails or has to
+    /// wait, this node is not ready before it serves the generation.
+    #[prost(bool, tag = "3")]
+    pub flipped: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FetchRequest {

@@ -75,7 +75,7 @@ pub fn to_agent(
         }
         (7, _) => {
             let root = Bytes::from(random.bytes(32));
-            let activate = v1::Activate { generation: random.below(9), root };
+            let activate = v1::Activate { generation: random.below(9), root, flipped: false };
             vec![message.clone(), v1::OriginMessage { message: Some(ToAgent::Activate(activate)) }]
         }
         (_, _) => Vec::new(),

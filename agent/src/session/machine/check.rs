@@ -179,8 +179,9 @@ impl Machine {
         let Some(live) = self.replica.live.as_ref().filter(|_| self.checks.is_set) else { return };
         let named = Named::of(live);
         let is_tried = self.replica.decisions.trial.is_some_and(|trial| trial.target == named);
+        // Also under an earlier number: the tree may have got another one while its check ran.
         let is_known = |status: &CheckStatus| {
-            (status.generation, status.root) == (named.number, named.root)
+            status.root == named.root
                 && status.returned_to.is_none()
                 && matches!(status.outcome, CheckOutcome::Failed | CheckOutcome::FailedOnBoth)
         };
@@ -313,16 +314,19 @@ impl Machine {
         }
     }
 
-    /// Reports a staged generation once nothing but the origin's order is missing.
+    /// Reports a staged generation once nothing but the origin's order is missing. The check comes first: one
+    /// that failed before does not hold back what is reported after it.
     pub(super) fn say_staged(&mut self, out: &mut Vec<Action>) {
-        if let (Some(staged), Some(target)) = (self.staged, &self.target)
-            && target.is(staged.0, staged.1)
-            && self.said_staged != Some(staged)
-            && self.is_connected()
-            && self.is_cleared(staged)
-        {
-            self.said_staged = Some(staged);
-            self.send(messages::staged(staged.0, staged.1), out);
+        let is_target = |(number, root)| self.target.as_ref().is_some_and(|target| target.is(number, root));
+        let staged = self.staged.filter(|staged| is_target(*staged) && self.is_cleared(*staged));
+        if !self.is_connected() || staged == self.said_staged {
+            return;
+        }
+        // A tree that is staged anew, or has waited for the check again, is reported anew.
+        self.said_staged = staged;
+        if let Some((number, root)) = staged {
+            self.tell_check(out);
+            self.send(messages::staged(number, root), out);
         }
     }
 }

@@ -5,7 +5,7 @@ use syncd_proto::v1::agent_message::Message as ToOrigin;
 use syncd_proto::v1::origin_message::Message as FromOrigin;
 use syncd_shared::ed25519::SigningKey;
 use syncd_shared::identity::{Authority, RootKey, TrustDocument};
-use syncd_shared::{CheckOutcome, Pin, SignedGeneration};
+use syncd_shared::{CheckOutcome, Generation, Pin, SignedGeneration};
 use time::OffsetDateTime;
 
 use super::tests::{TREE, generation, holding, hook};
@@ -105,18 +105,32 @@ impl Node {
     }
 
     fn announce_this(&mut self, generation: &SignedGeneration, flipped: bool) {
+        self.announced(generation, true, flipped);
+    }
+
+    /// Announces a generation that is to wait for `Activate`.
+    fn announce_to_wait(&mut self, generation: &SignedGeneration) {
+        self.announced(generation, false, false);
+    }
+
+    fn announced(&mut self, generation: &SignedGeneration, activate_when_staged: bool, flipped: bool) {
+        self.hear_announced(generation, activate_when_staged, flipped);
+        self.settle();
+    }
+
+    /// Announces a generation, and does not wait for what the worker is told.
+    fn hear_announced(&mut self, generation: &SignedGeneration, activate_when_staged: bool, flipped: bool) {
         let message = v1::SignedGeneration {
             record: Bytes::copy_from_slice(generation.record()),
             signature: Bytes::copy_from_slice(generation.signature()),
         };
-        let (generation, activate_when_staged) = (Some(message), true);
+        let generation = Some(message);
         self.hear(FromOrigin::Announce(v1::Announce {
             generation,
             activate_when_staged,
             flipped,
             ..v1::Announce::default()
         }));
-        self.settle();
     }
 
     /// Does what the worker is told, until nothing is left.
@@ -645,4 +659,84 @@ fn a_rollback_is_not_held_back_by_what_it_mends_and_not_blamed_for_the_weather()
         assert_eq!(node.told().last().unwrap(), last);
         assert!(node.check.is_none() && node.command.is_none());
     }
+}
+
+#[test]
+fn a_rollback_is_staged_for_the_origin_although_the_check_fails_on_what_is_live() {
+    let mut node = Node::new();
+    node.switch_to(2);
+    node.check(Phase::Trial, Ok(()));
+    let mut rollback = generation(&node.key, 1).generation().clone();
+    rollback.number = GenerationNumber::new(3).unwrap();
+    node.announce_to_wait(&rollback.sign(&node.key));
+    node.told();
+    node.check(Phase::Before, Err("502"));
+    // In this order: what is reported after the failure does not wait for the check.
+    assert_eq!(node.told(), ["FailedBefore 2 0", "staged 3"]);
+    // The tree that is live anyway does not wait either.
+    let mut again = generation(&node.key, 2).generation().clone();
+    again.number = GenerationNumber::new(4).unwrap();
+    node.announce_to_wait(&again.sign(&node.key));
+    assert_eq!(node.told(), ["staged 4"]);
+}
+
+#[test]
+fn what_is_staged_anew_after_a_return_is_reported_anew() {
+    let mut node = Node::new();
+    node.switch_to(2);
+    node.cannot_return = true;
+    node.check(Phase::Trial, Err("broken"));
+    node.told();
+    // The return has failed, so that generation 3 may be the way out.
+    node.announce_to_wait(&generation(&node.key, 3));
+    assert_eq!(node.told(), ["staged 3"]);
+    node.cannot_return = false;
+    node.wait(20);
+    assert_eq!(node.told(), ["Failed 2 1", "activated 1"]);
+    node.check(Phase::Returned, Ok(()));
+    node.check(Phase::Before, Ok(()));
+    assert!(node.told().contains(&"staged 3".to_owned()), "the origin knows of no staged tree any more");
+}
+
+#[test]
+fn after_a_lost_record_a_staged_tree_waits_for_the_check_and_is_reported_again() {
+    // Nothing is known to have passed: the live generation is on trial.
+    let first = generation(&SigningKey::from_bytes(&[3; 32]), 1);
+    let trial = Some(Trial { target: Named::of(&first), starts_left: STARTS });
+    let decisions = Decisions { trial, ..Decisions::default() };
+    let mut node = Node::started(ReplicaState { decisions, ..holding(&first) });
+    node.announce_to_wait(&generation(&node.key, 2));
+    assert_eq!(node.told(), ["staged 2"], "it may be the cure");
+    node.check(Phase::Trial, Ok(()));
+    node.told();
+    node.check(Phase::Before, Err("no database"));
+    assert_eq!(node.told(), ["FailedBefore 1 0"], "it waits for the check now");
+    node.wait(20);
+    node.check(Phase::Before, Ok(()));
+    assert_eq!(node.told(), ["Passed 1 0", "staged 2"]);
+}
+
+#[test]
+fn a_tree_that_gets_another_number_while_its_check_fails_on_both_is_not_on_trial_for_ever() {
+    let mut node = Node::new();
+    node.switch_to(2);
+    node.check(Phase::Trial, Ok(()));
+    let again = |node: &Node, number| {
+        let rollback = generation(&node.key, 1).generation().clone();
+        Generation { number: GenerationNumber::new(number).unwrap(), ..rollback }.sign(&node.key)
+    };
+    node.announce_this(&again(&node, 3), false);
+    node.check(Phase::Before, Err("502"));
+    node.told();
+    let (run, _) = node.check.take().expect("the trial of generation 3");
+    node.hear_announced(&again(&node, 4), true, false);
+    let command = node.command.take().expect("an update");
+    let outcome = node.work(command);
+    node.apply(Event::Report(Report::Done(outcome, Box::new(node.state.clone()))));
+    assert!(matches!(node.command, Some(Command::Activate)));
+    node.apply(Event::Checked(run, Err("502".into())));
+    node.settle();
+    assert_eq!((node.live(), node.state.decisions.trial), (4, None));
+    assert_eq!(node.machine.check_status().unwrap().outcome, CheckOutcome::FailedOnBoth);
+    assert!(!node.told().iter().any(|told| told.starts_with("Running")));
 }

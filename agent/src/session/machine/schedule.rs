@@ -259,7 +259,7 @@ impl Machine {
 
     /// Whether an announced generation is not live, waits for no barrier, check, hook or pin, and has not
     /// just failed. A pinned node does not even stage: its disk is left to what it serves.
-    fn update_is_due(&self) -> bool {
+    pub(super) fn update_is_due(&self) -> bool {
         let Some(target) = &self.target else { return false };
         let staged = self.staged.filter(|(number, root)| target.is(*number, *root));
         let waits = staged.is_some_and(|staged| !target.activate || !self.is_cleared(staged));

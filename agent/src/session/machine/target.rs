@@ -8,6 +8,7 @@ use syncd_shared::wire::{WireError, root_hash};
 use syncd_shared::{Generation, GenerationNumber, RootHash, SignedGeneration};
 
 use super::Machine;
+use super::schedule::Job;
 use crate::session::event::{Action, Violation};
 use crate::session::messages;
 use crate::session::worker::{Failure, Inline};
@@ -22,6 +23,9 @@ pub(super) struct Target {
     pub(super) locations: Vec<String>,
     /// Other nodes serve it already.
     pub(super) flipped: bool,
+    /// Other nodes flip together with this one, or have. It is not behind before its own activation fails or
+    /// has to wait.
+    pub(super) flips_along: bool,
 }
 
 impl Target {
@@ -73,7 +77,8 @@ impl Machine {
         }
         let (activate, flipped) = (announce.activate_when_staged, announce.flipped);
         let locations = announce.locations;
-        self.target = Some(Target { generation, activate, inline, locations, flipped });
+        let flips_along = false;
+        self.target = Some(Target { generation, activate, inline, locations, flipped, flips_along });
         self.retry_hook(out);
         // Answers the announcement, even where it was reported before.
         self.said_staged = None;
@@ -121,6 +126,7 @@ impl Machine {
                     && target.generation.root_hash() == root =>
             {
                 target.activate = true;
+                target.flips_along = activate.flipped;
             }
             // Refers to a generation that was superseded meanwhile.
             _ => tracing::debug!(
@@ -129,6 +135,17 @@ impl Machine {
             ),
         }
         Ok(())
+    }
+
+    /// Notes that this node is behind the others, because its part of a flip has failed or has to wait.
+    pub(super) fn note_straggler(&mut self) {
+        let Some(target) = self.target.as_ref().filter(|target| target.flips_along) else { return };
+        let is_staged = self.staged.is_some_and(|(number, root)| target.is(number, root));
+        let flips = self.job == Some(Job::Activate) || is_staged && self.update_is_due();
+        let is_live = self.target_is_live();
+        if let Some(target) = self.target.as_mut().filter(|_| is_live || !flips) {
+            (target.flips_along, target.flipped) = (false, !is_live);
+        }
     }
 
     pub(super) fn is_live(&self, generation: &SignedGeneration) -> bool {

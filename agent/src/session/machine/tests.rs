@@ -15,7 +15,7 @@ use super::schedule::{PROGRESS_DELAY, PROGRESS_INTERVAL};
 use super::*;
 use crate::hooks::{HookRun, RunOutcome};
 use crate::session::messages::PROTOCOL_MAX;
-use crate::session::worker::{Command, Maintenance, Outcome, Report};
+use crate::session::worker::{Command, Failure, Maintenance, Outcome, Report};
 
 pub(super) const TREE: TreeId = TreeId::from_bytes([7; 16]);
 
@@ -616,4 +616,31 @@ fn local_changes_are_no_trouble_any_more_when_the_live_tree_is_found_whole() {
     assert_eq!(maintained(&mut scene, Maintenance::default()), trouble, "a step that looked at other things");
     let whole = Maintenance { whole: true, ..Maintenance::default() };
     assert_eq!(maintained(&mut scene, whole), None);
+}
+
+#[test]
+fn a_node_that_flips_along_is_behind_once_its_activation_fails() {
+    let mut scene = Scene::new();
+    scene.welcome();
+    let second = generation(&scene.key, 2);
+    let message = v1::SignedGeneration {
+        record: Bytes::copy_from_slice(second.record()),
+        signature: Bytes::copy_from_slice(second.signature()),
+    };
+    let announce = v1::Announce { generation: Some(message), ..Default::default() };
+    scene.apply(Event::Message(v1::OriginMessage { message: Some(FromOrigin::Announce(announce)) }));
+    let state = || Box::new(holding(&generation(&SigningKey::from_bytes(&[3; 32]), 1)));
+    scene.apply(Event::Report(Report::Done(Outcome::Staged, state())));
+    let root = Bytes::copy_from_slice(second.root_hash().as_bytes());
+    let activate = v1::Activate { generation: 2, root, flipped: true };
+    scene.apply(Event::Message(v1::OriginMessage { message: Some(FromOrigin::Activate(activate)) }));
+    assert!(!scene.machine.is_behind(), "all that flip together would stop being ready at once");
+    let failure = Failure { retry: Some(RetryClass::Retry), reason: "the hook refuses".into() };
+    scene.apply(Event::Report(Report::Done(Outcome::Declined(failure), state())));
+    assert!(scene.machine.is_behind());
+    scene.now += Duration::from_secs(60);
+    scene.apply(Event::Tick);
+    assert!(scene.machine.is_behind(), "also while it tries again");
+    scene.activated(2);
+    assert!(!scene.machine.is_behind());
 }

@@ -24,7 +24,7 @@ pub struct Node<'a> {
     pub linked: Option<Target>,
     /// Whether the on-activate hook has succeeded for it.
     pub is_live: bool,
-    /// Complete tree that waits for its activation.
+    /// Complete tree that waits for its activation, and not for the node's own check.
     pub staged: Option<Target>,
     /// Newest result of the node's own check, with its last lines.
     pub check: Option<(Target, CheckOutcome, &'a str)>,
@@ -38,25 +38,22 @@ pub struct Node<'a> {
 }
 
 impl Node<'_> {
-    /// Whether the node does not take a root: its check failed there.
+    /// Whether the node does not take a root: its check failed there. One whose check failed on both refuses
+    /// what it returned from, and nothing if it stays.
     pub fn refuses(&self, root: &RootHash) -> bool {
-        let failed = |(target, outcome): (Target, CheckOutcome)| target.root == *root && is_failure(outcome);
-        self.refused.contains(root)
-            || self.check.is_some_and(|(target, outcome, _)| failed((target, outcome)))
+        let failed = |(of, outcome, _): (Target, _, _)| of.root == *root && outcome == CheckOutcome::Failed;
+        self.refused.contains(root) || self.check.is_some_and(failed)
     }
 
-    /// Failure of the node's check on a generation.
+    /// Failure of the node's check on a generation, or on its tree under an earlier number if it has it live.
     pub fn failed_on(&self, target: Target) -> Option<&str> {
-        self.check
-            .filter(|(of, outcome, _)| *of == target && is_failure(*outcome))
-            .map(|(_, _, output)| output)
+        let is_of = |of: Target| of == target || of.root == target.root && self.linked == Some(target);
+        self.check.filter(|(of, outcome, _)| is_of(*of) && is_failure(*outcome)).map(|(_, _, output)| output)
     }
 
     /// Whether the node could activate the generation now, or has.
     pub fn is_ready_for(&self, target: Target) -> bool {
-        // The report names what is live.
-        let weather = self.check.is_some_and(|(_, outcome, _)| outcome == CheckOutcome::FailedBefore);
-        self.connected && (!weather && self.staged == Some(target) || self.linked == Some(target))
+        self.connected && (self.staged == Some(target) || self.linked == Some(target))
     }
 
     /// Whether the generation is live: hook and check, where there are any, have passed.

@@ -190,12 +190,46 @@ fn a_node_that_fails_and_has_nothing_to_return_to_is_left_to_the_quorum() {
 fn a_check_that_fails_before_the_flip_is_waited_for_until_the_deadline() {
     let mut nodes = ["a"].map(node);
     let mut rollout = started(policy(&[]), &nodes);
-    stage(&mut nodes);
+    // Its tree waits for the check.
     nodes[0].check = Some((GOOD, CheckOutcome::FailedBefore, "down anyway"));
     rollout.look(&nodes, NOW);
     assert_eq!(rollout.phase, Phase::Staging);
     rollout.look(&nodes, NOW + 60_000);
     assert_eq!(rollout.missing, ["a (its check fails on what is live: down anyway)"]);
+}
+
+#[test]
+fn what_a_node_reports_as_staged_flips_although_its_check_fails_on_what_is_live() {
+    let mut nodes = ["a", "b"].map(node);
+    let back = Target { number: 8, root: NEW.root };
+    let mut rollout = Rollout::start(Kind::Rollback, back, GOOD, Policy::rollback(), NOW);
+    rollout.look(&nodes, NOW);
+    nodes.iter_mut().for_each(|node| {
+        (node.check, node.staged) = (Some((GOOD, CheckOutcome::FailedBefore, "502")), Some(back));
+    });
+    rollout.look(&nodes, NOW);
+    assert_eq!(rollout.phase, Phase::Flipping, "it does not wait for its deadline");
+}
+
+#[test]
+fn a_node_that_stays_though_its_check_fails_on_both_takes_the_same_tree_again() {
+    let mut nodes = ["a", "b"].map(node);
+    nodes[0].check = Some((GOOD, CheckOutcome::FailedOnBoth, "502"));
+    let again = Target { number: 8, root: GOOD.root };
+    nodes[1].linked = Some(NEW);
+    let mut rollout = Rollout::start(Kind::Rollback, again, NEW, Policy::rollback(), NOW);
+    rollout.look(&nodes, NOW);
+    assert!(rollout.participants.has("a") && !nodes[0].refuses(&GOOD.root));
+    nodes.iter_mut().for_each(|node| node.staged = Some(again));
+    rollout.look(&nodes, NOW);
+    assert_eq!(rollout.want(&nodes[0]), Want::New { activate: true, flipped: false });
+    nodes.iter_mut().for_each(|node| (node.linked, node.staged) = (Some(again), None));
+    rollout.look(&nodes, NOW);
+    assert_eq!(nodes[0].failed_on(again), Some("502"), "of the earlier number");
+    assert_eq!(nodes[0].failed_on(GOOD), Some("502"));
+    let refused = [GOOD.root];
+    nodes[0].refused = &refused;
+    assert!(nodes[0].refuses(&GOOD.root), "one that returned");
 }
 
 #[test]
