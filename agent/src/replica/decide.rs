@@ -1,12 +1,12 @@
 //! Records the node's decisions, after checking that they can be kept.
 
-use syncd_shared::{NodeStanding, Pin};
+use syncd_shared::{Pin, SignedGeneration};
 use time::OffsetDateTime;
 
 use crate::replica::Replica;
 use crate::session::worker::Decision;
 use crate::state::SlotError;
-use crate::state::decisions::{Named, Refusal};
+use crate::state::decisions::{Decisions, Named, Refusal};
 use crate::state::disk::DiskError;
 use crate::state::record::RecordError;
 
@@ -53,82 +53,93 @@ impl From<SlotError> for DecideError {
     }
 }
 
+/// State of a node that decisions depend on.
+pub struct Standing<'a> {
+    pub live: Option<&'a SignedGeneration>,
+    /// Generations of complete trees, the live one included.
+    pub held: Vec<&'a SignedGeneration>,
+    pub has_check: bool,
+    pub now_ms: i64,
+}
+
+/// The decisions once `decision` is taken. Does no IO.
+pub fn decided(
+    before: &Decisions,
+    decision: Decision,
+    standing: &Standing<'_>,
+) -> Result<Decisions, DecideError> {
+    let Standing { live, now_ms, .. } = *standing;
+    let is_live = |named: &Named| live.is_some_and(|live| live.root_hash() == named.root);
+    let mut decisions = before.clone();
+    match decision {
+        Decision::Pass(passed) if is_live(&passed) => return Ok(before.passed(live)),
+        Decision::Stay(tried) if is_live(&tried) => return Ok(before.untried()),
+        // Recovery has finished another switch.
+        Decision::Pass(_) | Decision::Stay(_) => {}
+        Decision::Refuse(generation, reason) => {
+            let back = before.good;
+            decisions.refuse(Refusal { generation, reason, since_ms: now_ms, back, announced: None });
+        }
+        Decision::Announced(refused, number) => {
+            let named = decisions.refused.iter_mut().find(|refusal| refusal.generation == refused);
+            named.into_iter().for_each(|refusal| refusal.announced = Some(number));
+        }
+        Decision::Accept(number) => {
+            decisions.refused.retain(|refusal| !refusal.is_named(number));
+            if decisions == *before {
+                return Err(DecideError::NotRefused { number });
+            }
+        }
+        Decision::Drain(drained) => decisions.node.drained = drained,
+        Decision::Pin(generation) => {
+            let generation = pinnable(before, generation, standing)?;
+            decisions = before.untried();
+            decisions.node.pinned = Some(Pin { generation, since_ms: now_ms });
+        }
+        Decision::Unpin => {
+            decisions.node.pinned = None;
+            return Ok(if standing.has_check { decisions.tried(live) } else { decisions });
+        }
+        Decision::Ordered(ordered) => decisions.ordered = ordered,
+    }
+    Ok(decisions)
+}
+
+/// The generation to pin: held, and not refused.
+fn pinnable(decisions: &Decisions, wanted: Option<u64>, standing: &Standing<'_>) -> Result<u64, DecideError> {
+    let live = standing.live.ok_or(DecideError::Empty)?;
+    let number = wanted.unwrap_or(live.number().get());
+    let Some(generation) = standing.held.iter().find(|held| held.number().get() == number) else {
+        let mut held: Vec<_> = standing.held.iter().map(|held| held.number().get()).collect();
+        held.sort_unstable();
+        let held: Vec<_> = held.iter().map(u64::to_string).collect();
+        return Err(DecideError::NotHeld { number, held: held.join(", ") });
+    };
+    match decisions.refusal(generation) {
+        Some(_) => Err(DecideError::Refused { number }),
+        None => Ok(number),
+    }
+}
+
 impl Replica {
     /// Records a decision, durably.
     pub fn decide(&mut self, decision: Decision) -> Result<(), DecideError> {
-        let node = self.slots.decisions().node;
-        match decision {
-            Decision::Pass(passed) => {
-                if self.slots.live().is_some_and(|live| live.root_hash() == passed.root) {
-                    self.slots.pass(true)?;
-                }
-            }
-            Decision::Stay(tried) => {
-                if self.slots.live().is_some_and(|live| live.root_hash() == tried.root) {
-                    self.slots.end_trial()?;
-                }
-            }
-            Decision::Refuse(generation, reason) => {
-                let back = self.slots.decisions().good;
-                self.slots.refuse(Refusal {
-                    generation,
-                    reason,
-                    since_ms: now_ms(),
-                    back,
-                    announced: None,
-                })?;
-            }
-            Decision::Announced(refused, number) => self.slots.note_announced(refused, number)?,
-            Decision::Accept(number) => {
-                if !self.slots.accept(number)? {
-                    return Err(DecideError::NotRefused { number });
-                }
-            }
-            Decision::Drain(drained) => self.slots.order_here(NodeStanding { drained, ..node })?,
-            Decision::Pin(generation) => {
-                let generation = self.pinnable(generation)?;
-                let pinned = Some(Pin { generation, since_ms: now_ms() });
-                self.slots.end_trial()?;
-                self.slots.order_here(NodeStanding { pinned, ..node })?;
-            }
-            Decision::Unpin => {
-                self.slots.order_here(NodeStanding { pinned: None, ..node })?;
-                if self.options.checks {
-                    self.slots.begin_trial()?;
-                }
-            }
-            Decision::Ordered(ordered) => self.slots.order_there(ordered)?,
-        }
+        let standing = Standing {
+            live: self.slots.live(),
+            held: self.slots.held().map(|(_, held)| held).collect(),
+            has_check: self.options.checks,
+            now_ms: now_ms(),
+        };
+        let decisions = decided(self.slots.decisions(), decision, &standing)?;
+        self.slots.decide(decisions)?;
         self.publish();
         Ok(())
     }
 
-    /// The generation to pin: held, and not refused.
-    fn pinnable(&self, wanted: Option<u64>) -> Result<u64, DecideError> {
-        let live = self.slots.live().ok_or(DecideError::Empty)?;
-        let number = wanted.unwrap_or(live.number().get());
-        let held = self.slots.generations();
-        let Some(slot) = held.get(&number) else {
-            let held: Vec<_> = held.keys().map(u64::to_string).collect();
-            return Err(DecideError::NotHeld { number, held: held.join(", ") });
-        };
-        let generation = self.slots.state(*slot).and_then(crate::state::slot::Slot::held);
-        match generation.and_then(|generation| self.slots.decisions().refusal(generation)) {
-            Some(_) => Err(DecideError::Refused { number }),
-            None => Ok(number),
-        }
-    }
-
-    /// An agent has started on this replica: a trial counts it. A generation that has not passed is tried
-    /// now, because its trial may be lost with the record, or the check is new. Without a check there is no
-    /// trial.
+    /// An agent has started on this replica.
     pub fn started(&mut self) -> Result<(), RecordError> {
-        if self.options.checks {
-            self.slots.count_start()?;
-            self.slots.begin_trial()?;
-        } else {
-            self.slots.end_trial()?;
-        }
+        let decisions = self.slots.decisions().started(self.slots.live(), self.options.checks);
+        self.slots.keep_decisions(decisions, true)?;
         self.publish();
         Ok(())
     }
@@ -136,14 +147,12 @@ impl Replica {
     /// No web server can serve anything but the live tree. Without a check that is all a generation has to
     /// do to pass. Found out again if it is lost, so it need not be durable.
     pub(crate) fn live_without_check(&mut self) {
-        let is_good = self.slots.live().is_none_or(|live| {
-            let decisions = self.slots.decisions();
-            decisions.good == Some(Named::of(live)) || decisions.refusal(live).is_some()
-        });
-        if self.options.checks || is_good || self.slots.is_unsettled() {
+        let (decisions, live) = (self.slots.decisions(), self.slots.live());
+        if self.options.checks || self.slots.is_unsettled() || !decisions.passes_unchecked(live) {
             return;
         }
-        match self.slots.pass(false) {
+        let decisions = decisions.passed(live);
+        match self.slots.keep_decisions(decisions, false) {
             Ok(()) => self.publish(),
             Err(error) => {
                 self.note_failure(&error);

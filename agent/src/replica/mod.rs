@@ -9,7 +9,7 @@
 
 pub mod activate;
 mod base;
-mod decide;
+pub mod decide;
 mod held;
 mod inspect;
 pub mod maintain;

@@ -106,6 +106,73 @@ impl Decisions {
         self.node.pinned.is_some() || self.ordered.pinned
     }
 
+    /// Decisions once `target` is live by a switch.
+    pub fn switched(&self, target: &SignedGeneration, on_trial: bool) -> Self {
+        let name = Named::of(target);
+        let mut decisions = Self { trial: None, ..self.clone() };
+        if decisions.is_good(target) {
+            decisions.good = Some(name);
+        } else if on_trial {
+            decisions.trial = Some(Trial { target: name, starts_left: STARTS });
+        }
+        decisions
+    }
+
+    /// Decisions once the live tree has the number of `target`.
+    pub fn renamed(&self, target: &SignedGeneration) -> Self {
+        let (mut decisions, name) = (self.clone(), Named::of(target));
+        if decisions.is_good(target) {
+            decisions.good = Some(name);
+        }
+        if let Some(trial) = &mut decisions.trial {
+            trial.target = name;
+        }
+        decisions
+    }
+
+    /// The live generation has passed.
+    pub fn passed(&self, live: Option<&SignedGeneration>) -> Self {
+        Self { good: live.map(Named::of).or(self.good), trial: None, ..self.clone() }
+    }
+
+    /// The trial is over without a result: a person has decided, or no check is set.
+    pub fn untried(&self) -> Self {
+        Self { trial: None, ..self.clone() }
+    }
+
+    /// Puts the live generation on trial, unless it has passed, is refused, or a person has pinned it.
+    pub fn tried(&self, live: Option<&SignedGeneration>) -> Self {
+        let mut decisions = self.clone();
+        let Some(live) = live else { return decisions };
+        let target = Named::of(live);
+        let is_decided = decisions.is_good(live)
+            || decisions.refusal(live).is_some()
+            || decisions.node.pinned.is_some()
+            || decisions.trial.is_some_and(|trial| trial.target == target);
+        if !is_decided {
+            decisions.trial = Some(Trial { target, starts_left: STARTS });
+        }
+        decisions
+    }
+
+    /// Decisions once an agent has started: a trial counts it. A generation that has not passed is tried, as
+    /// its trial may be lost with the record, or the check is new. Without a check there is no trial.
+    pub fn started(&self, live: Option<&SignedGeneration>, has_check: bool) -> Self {
+        if !has_check {
+            return self.untried();
+        }
+        let mut decisions = self.clone();
+        if let Some(trial) = &mut decisions.trial {
+            trial.starts_left = trial.starts_left.saturating_sub(1);
+        }
+        decisions.tried(live)
+    }
+
+    /// Whether the live generation passes without a check: no web server serves anything else.
+    pub fn passes_unchecked(&self, live: Option<&SignedGeneration>) -> bool {
+        live.is_some_and(|live| self.good != Some(Named::of(live)) && self.refusal(live).is_none())
+    }
+
     /// Adds a refusal. The oldest leaves where there are too many.
     pub fn refuse(&mut self, refusal: Refusal) {
         self.refused.retain(|known| known.generation != refusal.generation);

@@ -98,7 +98,7 @@ impl Slots {
         slots.push((landing, &state));
         let served = self.served_with(landing, target.generation().root);
         let coming = self.coming(slot)?;
-        let decisions = self.decisions_with(target, on_trial);
+        let decisions = self.known.decisions.switched(target, on_trial);
         let former = self.state(slot).and_then(Slot::held).map(|held| held.number());
         let replaced = self.replaced_by(switch);
         slots.extend(replaced.iter().map(|(slot, state)| (*slot, state)));
@@ -163,7 +163,7 @@ impl Slots {
         self.keep_signed(slot, target)?.wait()?;
         let state = Slot::Held(Box::new(target.clone()));
         let accepted = Some(target).filter(|target| self.is_newest(target));
-        let decisions = self.decisions_renamed(target);
+        let decisions = self.known.decisions.renamed(target);
         let change = Change {
             slots: vec![(slot, &state)],
             accepted,
