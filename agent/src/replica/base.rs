@@ -36,7 +36,7 @@ impl Replica {
             let slot = self.slots.make()?;
             return Ok(Base::Building { slot, missing: MissingEntries::default(), farm: false });
         };
-        if distrusted.is_none() {
+        if distrusted.is_none() && !self.upkeep.disturbed {
             if let Some(slot) = self.slots.spare_at(from) {
                 return Ok(Base::Spare(slot));
             }
@@ -54,6 +54,11 @@ impl Replica {
 
     /// The building that takes the least work to become a copy of the live tree.
     fn something_to_conform(&mut self, cancel: &AtomicBool) -> Result<u64, StageError> {
+        if self.upkeep.disturbed {
+            // Content that arrived was taken out of the buildings before.
+            self.discard_buildings()?;
+            return Ok(self.slots.make()?);
+        }
         if let Some(slot) = self.slots.buildings().first() {
             return Ok(*slot);
         }
@@ -87,8 +92,9 @@ impl Replica {
         let trees = self.slots.trees();
         let conform = Conform { trees: &trees, live: trees.open_live()?, distrusted, was, cancel };
         match conform.run(&trees.open(slot)?, live_root) {
-            Err(StageError::Disk(error)) if error.is_denied() => {
-                // A foreign directory or a mount cannot be removed. A new farm of links has neither.
+            Err(StageError::Disk(error)) if error.is_disturbed() => {
+                // A foreign directory or a mount cannot be removed, and a web user may have directories open
+                // that were once live. A new farm of links has none of these.
                 let error = &error as &dyn std::error::Error;
                 tracing::warn!(error, "a tree can't be reused: another is started");
                 self.slots.begin_anew(slot)?;

@@ -170,6 +170,9 @@ pub(crate) struct Upkeep {
     pub last_write: Option<Instant>,
     /// The live tree is not what was activated, so no spare can be made before it is healed.
     pub damaged: bool,
+    /// The last update failed because another process changed the tree that it was built in. The next one
+    /// is built in a new tree, whose directories nobody else can have open.
+    pub disturbed: bool,
     /// Number of changed paths of live trees that were healed.
     pub healed: u64,
 }

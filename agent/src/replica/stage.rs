@@ -123,8 +123,22 @@ impl Replica {
         distrusted: Option<&HashSet<TreePath>>,
         sync: Dir,
     ) -> Result<Staged, StageError> {
+        let built = self.build_once(job, inline, source, distrusted, sync);
+        self.upkeep.disturbed = matches!(&built, Err(StageError::Disk(error)) if error.is_disturbed());
+        built
+    }
+
+    fn build_once(
+        &mut self,
+        job: Job<'_>,
+        inline: Inline,
+        source: &mut dyn Source,
+        distrusted: Option<&HashSet<TreePath>>,
+        sync: Dir,
+    ) -> Result<Staged, StageError> {
         let from = self.slots.live().map(|live| live.generation().root);
-        let early = self.early_spare(job, from.filter(|_| inline.is_some() && distrusted.is_none()))?;
+        let may_be_spare = inline.is_some() && distrusted.is_none() && !self.upkeep.disturbed;
+        let early = self.early_spare(job, from.filter(|_| may_be_spare))?;
         let (record, limits) = (self.slots.record().clone(), self.options.part);
         let to = job.target.generation().root;
         let manifest = manifest::obtain(&record, from.as_ref(), &to, limits, inline, source)?;
@@ -281,7 +295,11 @@ impl Replica {
                         && let Ok(dir) = tree.at(&parent)
                         && !incoming.has(content, size)?
                     {
-                        incoming.salvage(content, size, dir, name.as_bytes())?;
+                        match incoming.salvage(content, size, dir, name.as_bytes()) {
+                            // A web user changes the tree meanwhile: what is lost is fetched again.
+                            Err(StageError::Disk(error)) if error.is_disturbed() => {}
+                            salvaged => drop(salvaged?),
+                        }
                     }
                 }
             }

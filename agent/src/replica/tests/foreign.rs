@@ -1,11 +1,73 @@
 //! Foreign names and directories put into a tree.
 
+use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::chown;
+use std::sync::{Arc, Mutex};
+
+use syncd_shared::RootHash;
 
 use super::*;
 use crate::fixture::{
-    alone_with_few_descriptors, as_somebody, deepen, open_descriptors, peak_memory_kib, somebody_owns,
+    Origin, alone_with_few_descriptors, as_somebody, deepen, open_descriptors, peak_memory_kib, somebody_owns,
 };
+use crate::source::{Batches, Frames, Source};
+
+/// An origin beside a web user who opened the tree that is built, and exchanges a directory in it whenever
+/// something arrives.
+struct Raced {
+    origin: Origin,
+    slots: std::path::PathBuf,
+    /// The tree opened at the first frame.
+    held: Arc<Mutex<Option<File>>>,
+}
+
+impl Source for Raced {
+    fn update(&mut self, from: RootHash, to: RootHash) -> Result<Frames, FetchError> {
+        let (slots, held) = (self.slots.clone(), Arc::clone(&self.held));
+        let exchange = move || {
+            let mut held = held.lock().unwrap();
+            if held.is_none() {
+                let built = slots.join("2");
+                *held = built.join("docs").exists().then(|| File::open(built).unwrap());
+            }
+            let Some(held) = &*held else { return };
+            let tree = std::path::PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd()));
+            let _ = std::fs::remove_dir_all(tree.join("docs"));
+            let _ = std::fs::write(tree.join("docs"), "a file");
+        };
+        Ok(Box::new(self.origin.update(from, to)?.inspect(move |_| exchange())))
+    }
+
+    fn objects(&mut self, root: RootHash, batches: Batches) -> Result<Frames, FetchError> {
+        self.origin.objects(root, batches)
+    }
+}
+
+#[test]
+fn a_tree_that_somebody_holds_open_is_not_built_in_twice() {
+    let mut site = Site::new();
+    site.furnish();
+    let mut replica = site.open();
+    site.publish(&mut replica);
+    let held = Arc::default();
+    let slots = site.root().join("slots");
+    // Each attempt has something to fetch.
+    let mut stage = |content: &str| {
+        site.write("docs/0/page-0.html", content);
+        let target = site.origin.seal(&site.tree());
+        let mut source = Raced { origin: site.origin.clone(), slots: slots.clone(), held: Arc::clone(&held) };
+        replica.stage(&target, None, &mut source, &|_| {}, &AtomicBool::new(false))
+    };
+    let error = stage("edited").unwrap_err();
+    assert!(matches!(&error, StageError::Disk(error) if error.is_disturbed()), "{error:?}");
+    assert!(held.lock().unwrap().is_some(), "it raced");
+    let staged = stage("edited again").unwrap();
+    replica.activate(staged, &mut |_| Ok(())).unwrap();
+    site.assert_live_is_tree();
+    site.settle(&mut replica);
+    assert_tidy(&site, &replica);
+}
 
 /// Publishes `rounds` generations. Each must match what was sealed, and every tree must stay usable.
 fn goes_on(site: &mut Site, replica: &mut Replica, rounds: std::ops::Range<u32>) {

@@ -43,6 +43,13 @@ impl DiskError {
         matches!(errno, Some(Errno::ACCESS | Errno::PERM | Errno::BUSY | Errno::XDEV | Errno::NOTEMPTY))
     }
 
+    /// Whether another process changed the names meanwhile, or [prevents](Self::is_denied) the change.
+    pub fn is_disturbed(&self) -> bool {
+        let errno = Errno::from_io_error(&self.source);
+        let changed = [Errno::NOENT, Errno::NOTDIR, Errno::LOOP, Errno::EXIST, Errno::ISDIR];
+        self.is_denied() || errno.is_some_and(|errno| changed.contains(&errno))
+    }
+
     /// Whether the name is missing or is not a directory.
     pub fn is_no_directory(&self) -> bool {
         let errno = Errno::from_io_error(&self.source);
