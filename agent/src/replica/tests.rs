@@ -2,6 +2,7 @@
 
 mod closed;
 mod collected;
+mod decisions;
 mod deltas;
 mod exchange;
 mod foreign;
@@ -13,6 +14,7 @@ mod parts;
 mod progress;
 mod recycled;
 mod visitors;
+mod worker;
 
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};

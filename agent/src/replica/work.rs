@@ -50,7 +50,7 @@ pub(crate) fn signers(identity: &AgentIdentity) -> Signers {
     Signers { tree_id: identity.tree_id(), keys: identity.signing_keys().copied().collect() }
 }
 
-fn replica_options(options: &RunOptions, signers: Signers) -> ReplicaOptions {
+pub(super) fn replica_options(options: &RunOptions, signers: Signers) -> ReplicaOptions {
     ReplicaOptions {
         signers: Some(signers),
         keep: usize::try_from(options.keep).unwrap_or(usize::MAX),

@@ -195,8 +195,8 @@ impl Node {
                 });
             }
             Decision::Announced(refused, number) => {
-                let mut refusals = decisions.refused.iter_mut();
-                refusals.find(|r| r.generation == refused).unwrap().announced = Some(number);
+                let refusal = decisions.refused.iter_mut().find(|r| r.generation == refused);
+                refusal.into_iter().for_each(|refusal| refusal.announced = Some(number));
             }
             Decision::Accept(number) => decisions.refused.retain(|r| !r.is_named(number)),
             Decision::Drain(drained) => decisions.node.drained = drained,
@@ -739,4 +739,113 @@ fn a_tree_that_gets_another_number_while_its_check_fails_on_both_is_not_on_trial
     assert_eq!((node.live(), node.state.decisions.trial), (4, None));
     assert_eq!(node.machine.check_status().unwrap().outcome, CheckOutcome::FailedOnBoth);
     assert!(!node.told().iter().any(|told| told.starts_with("Running")));
+}
+
+/// Announces generation 2 for staging alone.
+fn staged_alone() -> Node {
+    let mut node = Node::new();
+    let second = generation(&node.key, 2);
+    node.announce_to_wait(&second);
+    node.check(Phase::Before, Ok(()));
+    assert!(node.staged.is_some() && node.live() == 1);
+    assert_eq!(node.machine.state(), AgentState::Staged);
+    node
+}
+
+#[test]
+fn a_staged_tree_waits_for_the_order_that_names_its_number_and_root() {
+    let mut node = staged_alone();
+    let root = |number: u64, key: &SigningKey| {
+        Bytes::copy_from_slice(generation(key, number).root_hash().as_bytes())
+    };
+    for (generation, root) in [(2, root(1, &node.key)), (3, root(2, &node.key)), (1, root(1, &node.key))] {
+        node.hear(FromOrigin::Activate(v1::Activate { generation, root, flipped: false }));
+        assert!(
+            node.machine.is_connected() && node.command.is_none(),
+            "an order for generation {generation}"
+        );
+    }
+    node.hear(FromOrigin::Activate(v1::Activate { generation: 2, root: root(2, &node.key), flipped: false }));
+    node.settle();
+    assert_eq!(node.live(), 2);
+    // The root is malformed.
+    node.hear(FromOrigin::Activate(v1::Activate {
+        generation: 2,
+        root: Bytes::from_static(b"short"),
+        flipped: false,
+    }));
+    assert!(!node.machine.is_connected());
+}
+
+#[test]
+fn while_a_staged_tree_is_activated_the_node_says_staged() {
+    let mut node = staged_alone();
+    let root = Bytes::copy_from_slice(generation(&node.key, 2).root_hash().as_bytes());
+    node.hear(FromOrigin::Activate(v1::Activate { generation: 2, root, flipped: false }));
+    assert!(matches!(node.command, Some(Command::Activate)));
+    assert_eq!(node.machine.state(), AgentState::Staged);
+    // Nothing interrupts it.
+    node.apply(Event::Order(Decision::Drain(true)));
+    node.apply(Event::Stop);
+    assert!(!node.cancelled);
+    node.settle();
+    assert_eq!(node.live(), 2);
+}
+
+/// A node that refuses generation 2, whose tree is announced again as `number` while the worker is busy.
+fn refused_while_busy(number: u64) -> Node {
+    let mut node = Node::new();
+    node.switch_to(2);
+    node.check(Phase::Trial, Err("broken"));
+    node.check(Phase::Returned, Ok(()));
+    node.apply(Event::Order(Decision::Drain(true)));
+    assert!(matches!(node.command, Some(Command::Decide(_))));
+    announce_renamed(&mut node, number);
+    node
+}
+
+fn announce_renamed(node: &mut Node, number: u64) {
+    let mut renamed = generation(&node.key, 2).generation().clone();
+    renamed.number = GenerationNumber::new(number).unwrap();
+    let renamed = renamed.sign(&node.key);
+    node.hear_announced(&renamed, false, false);
+}
+
+#[test]
+fn a_number_can_be_accepted_before_it_is_recorded() {
+    let mut node = refused_while_busy(9);
+    node.apply(Event::Order(Decision::Accept(9)));
+    node.settle();
+    assert_eq!((node.refused(), node.ordered.len()), (Vec::new(), 2));
+}
+
+#[test]
+fn another_number_than_the_announced_one_accepts_nothing() {
+    let mut node = refused_while_busy(9);
+    node.apply(Event::Order(Decision::Accept(5)));
+    node.settle();
+    assert_eq!(node.refused(), [2]);
+}
+
+#[test]
+fn decisions_that_wait_are_replaced_by_newer_ones_of_their_kind_alone() {
+    let mut node = refused_while_busy(9);
+    announce_renamed(&mut node, 10);
+    for drained in [true, false] {
+        let pinned = !drained;
+        node.hear(FromOrigin::Standing(v1::OrderedStanding { drained, pinned }));
+    }
+    announce_renamed(&mut node, 11);
+    let mut recorded = Vec::new();
+    while let Some(command) = node.command.take() {
+        if let Command::Decide(decision) = &command {
+            recorded.push(decision.clone());
+        }
+        let outcome = node.work(command);
+        node.apply(Event::Report(Report::Done(outcome, Box::new(node.state.clone()))));
+    }
+    assert_eq!(recorded.len(), 3, "{recorded:?}");
+    assert_eq!(node.state.decisions.refused[0].announced, Some(11));
+    let ordered = node.state.decisions.ordered;
+    assert!(ordered.pinned && !ordered.drained);
 }

@@ -15,7 +15,7 @@ use super::schedule::{PROGRESS_DELAY, PROGRESS_INTERVAL};
 use super::*;
 use crate::hooks::{HookRun, RunOutcome};
 use crate::session::messages::PROTOCOL_MAX;
-use crate::session::worker::{Command, Failure, Maintenance, Outcome, Report};
+use crate::session::worker::{Command, Failure, Maintenance, Outcome, Report, Verified};
 
 pub(super) const TREE: TreeId = TreeId::from_bytes([7; 16]);
 
@@ -40,6 +40,12 @@ impl Scene {
         let machine = Machine::new(trust, holding(&generation(&key, 1)), now);
         let mut scene = Self { key, root, keys, machine, now };
         assert_eq!(shown_live(&scene.apply(Event::Tick)), Some(1));
+        scene
+    }
+
+    fn without_maintenance() -> Self {
+        let mut scene = Self::new();
+        scene.machine.maintain_at = None;
         scene
     }
 
@@ -643,4 +649,273 @@ fn a_node_that_flips_along_is_behind_once_its_activation_fails() {
     assert!(scene.machine.is_behind(), "also while it tries again");
     scene.activated(2);
     assert!(!scene.machine.is_behind());
+}
+
+fn starts(actions: &[Action]) -> Option<&Command> {
+    actions.iter().find_map(|action| match action {
+        Action::Start(command) => Some(command.as_ref()),
+        _ => None,
+    })
+}
+
+fn done(scene: &mut Scene, outcome: Outcome) -> Vec<Action> {
+    let state = Box::new(holding(&generation(&scene.key, 1)));
+    scene.apply(Event::Report(Report::Done(outcome, state)))
+}
+
+fn failure(retry: RetryClass) -> Outcome {
+    Outcome::Failed(Failure { retry: Some(retry), reason: "no space".into() })
+}
+
+#[test]
+fn a_failed_update_is_tried_again_later_the_later_the_less_it_helps() {
+    for (class, at_least, at_most) in [(RetryClass::Retry, 0, 1), (RetryClass::Operator, 7, 15)] {
+        let mut scene = Scene::without_maintenance();
+        scene.welcome();
+        assert_eq!(starts_update(&scene.announce(2)), Some(2));
+        let failed = done(&mut scene, failure(class));
+        assert!(failed.iter().any(|a| matches!(a, Action::Send(ToOrigin::Failed(f)) if f.generation == 2)));
+        assert_eq!(scene.machine.error().as_deref(), Some("no space"));
+        assert_eq!(scene.machine.state(), AgentState::Failed);
+        scene.now += Duration::from_secs(at_least);
+        assert_eq!(starts_update(&scene.apply(Event::Tick)), None, "{class:?}");
+        scene.now += Duration::from_secs(at_most - at_least);
+        assert_eq!(starts_update(&scene.apply(Event::Tick)), Some(2), "{class:?}");
+    }
+}
+
+#[test]
+fn a_retry_is_due_later_and_ends_with_the_agent() {
+    let mut scene = Scene::without_maintenance();
+    scene.welcome();
+    let idle = scene.machine.deadline().unwrap();
+    scene.announce(2);
+    done(&mut scene, failure(RetryClass::Retry));
+    let due = scene.machine.deadline().unwrap();
+    assert!(scene.now < due && due < idle, "the retry comes before the next heartbeat");
+    scene.apply(Event::Stop);
+    assert_eq!(scene.machine.deadline(), None);
+}
+
+#[test]
+fn an_origin_that_does_not_greet_is_given_up_in_time() {
+    let scene = Scene::new();
+    let mut scene = Scene { now: scene.now + MAINTAIN_DELAY, ..scene };
+    assert!(matches!(starts(&scene.apply(Event::Tick)), Some(Command::Maintain)));
+    let greeting = scene.now - MAINTAIN_DELAY + GREETING_TIMEOUT;
+    assert_eq!(scene.machine.deadline(), Some(greeting));
+}
+
+#[test]
+fn maintenance_goes_on_when_it_says_and_not_without_a_reason() {
+    let mut scene = Scene::new();
+    scene.welcome();
+    scene.now += MAINTAIN_DELAY;
+    assert!(matches!(starts(&scene.apply(Event::Tick)), Some(Command::Maintain)));
+    let again = Some(Duration::from_secs(3));
+    let ended = done(&mut scene, Outcome::Maintained(Maintenance { again, ..Maintenance::default() }));
+    assert!(starts(&ended).is_none(), "not at once");
+    scene.now += Duration::from_secs(2);
+    assert!(starts(&scene.apply(Event::Tick)).is_none());
+    assert_eq!(scene.machine.deadline(), Some(scene.now + Duration::from_secs(1)));
+    scene.now += Duration::from_secs(1);
+    assert!(matches!(starts(&scene.apply(Event::Tick)), Some(Command::Maintain)));
+    done(&mut scene, Outcome::Maintained(Maintenance::default()));
+    assert_eq!(scene.machine.maintain_at, None);
+}
+
+#[test]
+fn the_result_of_a_verification_reaches_those_who_wait_and_the_status() {
+    let mut scene = Scene::new();
+    scene.welcome();
+    assert!(matches!(starts(&scene.apply(Event::Verify)), Some(Command::Verify)));
+    let drifted = Verified { drifted: 2, error: Some("origin away".into()), ..Verified::default() };
+    let ended = done(&mut scene, Outcome::Verified(drifted));
+    assert!(ended.iter().any(|a| matches!(a, Action::Verified(Ok(v)) if v.drifted == 2)), "{ended:?}");
+    assert!(starts(&ended).is_none(), "once");
+    assert_eq!(scene.machine.maintain_at, Some(scene.now + MAINTAIN_DELAY));
+    let error = scene.machine.error().unwrap();
+    assert_eq!(error, "2 paths of the live tree drifted and could not be healed: origin away");
+    // A new connection may heal it.
+    scene.machine.maintain_at = None;
+    scene.apply(Event::Lost("cut".into()));
+    scene.now += Duration::from_secs(1);
+    scene.apply(Event::Tick);
+    assert!(matches!(starts(&scene.welcome()), Some(Command::Verify)));
+    done(&mut scene, Outcome::Verified(Verified::default()));
+    scene.apply(Event::Verify);
+    done(&mut scene, Outcome::Verified(Verified::default()));
+    assert_eq!(scene.machine.error(), None);
+}
+
+#[test]
+fn a_verification_that_fails_is_answered_and_one_that_gives_way_starts_again() {
+    let mut scene = Scene::new();
+    scene.welcome();
+    scene.apply(Event::Verify);
+    let ended = done(&mut scene, failure(RetryClass::Operator));
+    assert!(ended.iter().any(|action| matches!(action, Action::Verified(Err(_)))));
+    assert!(starts(&ended).is_none());
+    scene.apply(Event::Verify);
+    assert!(scene.announce(2).iter().any(|action| matches!(action, Action::Cancel)));
+    let ended = done(&mut scene, Outcome::Failed(Failure::superseded()));
+    assert!(!ended.iter().any(|action| matches!(action, Action::Verified(_))), "{ended:?}");
+    assert_eq!(starts_update(&ended), Some(2));
+    assert!(matches!(starts(&scene.activated(2)), Some(Command::Verify)));
+    // An agent that stops answers.
+    scene.apply(Event::Stop);
+    let ended = done(&mut scene, Outcome::Failed(Failure::superseded()));
+    assert!(ended.iter().any(|action| matches!(action, Action::Verified(Err(_)))));
+    assert!(ended.iter().any(|action| matches!(action, Action::Stopped)));
+}
+
+#[test]
+fn the_same_announcement_leaves_an_update_alone_and_another_one_cancels_it() {
+    let mut scene = Scene::new();
+    scene.welcome();
+    scene.announce(2);
+    let cancels = |actions: Vec<Action>| actions.iter().any(|action| matches!(action, Action::Cancel));
+    assert!(!cancels(scene.announce(2)));
+    // The same tree under another number.
+    let mut renamed = generation(&scene.key, 2).generation().clone();
+    renamed.number = GenerationNumber::new(3).unwrap();
+    let renamed = renamed.sign(&scene.key);
+    assert!(cancels(scene.announced(&renamed)));
+    assert!(!cancels(scene.announce(4)), "once");
+}
+
+#[test]
+fn maintenance_gives_way_to_a_verification_and_to_an_update() {
+    for is_update in [true, false] {
+        let mut scene = Scene::new();
+        scene.welcome();
+        scene.now += MAINTAIN_DELAY;
+        assert!(matches!(starts(&scene.apply(Event::Tick)), Some(Command::Maintain)));
+        let actions = if is_update { scene.announce(2) } else { scene.apply(Event::Verify) };
+        assert!(actions.iter().any(|action| matches!(action, Action::Cancel)), "{actions:?}");
+    }
+}
+
+fn hangs(actions: &[Action]) -> bool {
+    actions.iter().any(|action| matches!(action, Action::Hang))
+}
+
+#[test]
+fn heartbeats_keep_the_connection_and_silence_ends_it() {
+    let mut scene = Scene::without_maintenance();
+    let (interval, moment) = (Duration::from_secs(2), Duration::from_millis(1));
+    let welcome =
+        v1::Welcome { protocol: PROTOCOL_MAX, heartbeat_interval_ms: 2_000, ..v1::Welcome::default() };
+    scene.apply(Event::Message(v1::OriginMessage { message: Some(FromOrigin::Welcome(welcome)) }));
+    assert_eq!(scene.machine.deadline(), Some(scene.now + interval));
+    let beats = |actions: Vec<Action>| -> Vec<u64> {
+        let beats = actions.iter().filter_map(|action| match action {
+            Action::Send(ToOrigin::Heartbeat(heartbeat)) => Some(heartbeat.sequence),
+            _ => None,
+        });
+        beats.collect()
+    };
+    scene.now += interval - moment;
+    assert!(beats(scene.apply(Event::Tick)).is_empty());
+    scene.now += moment;
+    assert_eq!(beats(scene.apply(Event::Tick)), [1]);
+    assert!(beats(scene.apply(Event::Tick)).is_empty());
+    scene.now += interval;
+    assert_eq!(beats(scene.apply(Event::Tick)), [2]);
+    let heartbeat = FromOrigin::Heartbeat(v1::Heartbeat::default());
+    scene.apply(Event::Message(v1::OriginMessage { message: Some(heartbeat) }));
+    scene.now += interval * MISSED_HEARTBEATS - moment;
+    assert_eq!(beats(scene.apply(Event::Tick)), [3]);
+    assert!(scene.machine.is_connected());
+    assert_eq!(scene.machine.deadline(), Some(scene.now + moment));
+    scene.now += moment;
+    assert!(hangs(&scene.apply(Event::Tick)) && !scene.machine.is_connected());
+    assert_eq!(scene.machine.error().as_deref(), Some("the origin has fallen silent"));
+}
+
+#[test]
+fn a_greeting_without_an_answer_is_given_up_at_its_limit() {
+    let mut scene = Scene::without_maintenance();
+    let moment = Duration::from_millis(1);
+    scene.now += GREETING_TIMEOUT - moment;
+    assert!(!hangs(&scene.apply(Event::Tick)));
+    scene.now += moment;
+    assert!(hangs(&scene.apply(Event::Tick)));
+    assert_eq!(scene.machine.error().as_deref(), Some("the origin does not answer"));
+    // The agent dials again by itself, and a second report of the loss does not put that off.
+    let due = scene.machine.deadline();
+    scene.apply(Event::Lost("cut".into()));
+    assert_eq!(scene.machine.deadline(), due);
+    scene.now = due.unwrap();
+    assert_eq!(shown_live(&scene.apply(Event::Tick)), Some(1));
+}
+
+#[test]
+fn only_a_connection_that_lasted_makes_the_next_pause_short() {
+    let mut scene = Scene::without_maintenance();
+    let redials = |scene: &mut Scene| {
+        scene.apply(Event::Lost("cut".into()));
+        let pause = scene.machine.deadline().unwrap() - scene.now;
+        scene.now += Duration::from_secs(10);
+        assert_eq!(shown_live(&scene.apply(Event::Tick)), Some(1));
+        pause
+    };
+    for _ in 0..6 {
+        redials(&mut scene);
+    }
+    scene.welcome();
+    scene.now += Duration::from_secs(4);
+    assert!(redials(&mut scene) > Duration::from_secs(4));
+    scene.welcome();
+    scene.now += Duration::from_secs(5);
+    assert!(redials(&mut scene) <= Duration::from_millis(200));
+}
+
+#[test]
+fn new_keys_dial_anew_and_hang_up_only_what_is_connected() {
+    let mut scene = Scene::without_maintenance();
+    scene.welcome();
+    for is_connected in [true, false] {
+        if !is_connected {
+            scene.apply(Event::Lost("cut".into()));
+        }
+        let renewed = scene.apply(Event::Renewed(Box::new(scene.keys.clone())));
+        assert_eq!((hangs(&renewed), shown_live(&renewed)), (is_connected, Some(1)));
+    }
+}
+
+#[test]
+fn the_state_says_what_holds_the_node_up() {
+    let mut scene = Scene::new();
+    assert_eq!(scene.machine.state(), AgentState::Live);
+    scene.welcome();
+    assert_eq!(scene.machine.origin_version(), None);
+    scene.announce(2);
+    scene.switched(2, hook(2, 1, Some(2), None));
+    assert_eq!(scene.machine.state(), AgentState::Switched);
+    scene.apply(Event::Hook(hook(3, 2, None, Some((2, RunOutcome::Ok)))));
+    assert_eq!(scene.machine.state(), AgentState::Live);
+    let trust = Trust { keys: scene.keys.clone(), boot_id: "boot".into() };
+    assert_eq!(Machine::new(trust, ReplicaState::default(), scene.now).state(), AgentState::Empty);
+}
+
+#[test]
+fn progress_and_version_are_shown_while_they_are_known() {
+    let mut scene = Scene::new();
+    assert_eq!((scene.machine.origin_version(), scene.machine.progress()), (None, None));
+    let version = "0.2.0";
+    let welcome =
+        v1::Welcome { protocol: PROTOCOL_MAX, origin_version: version.into(), ..v1::Welcome::default() };
+    scene.apply(Event::Message(v1::OriginMessage { message: Some(FromOrigin::Welcome(welcome)) }));
+    assert_eq!(scene.machine.origin_version(), Some(version));
+    let heartbeat = FromOrigin::Heartbeat(v1::Heartbeat::default());
+    scene.apply(Event::Message(v1::OriginMessage { message: Some(heartbeat) }));
+    assert!(scene.machine.is_connected());
+    scene.announce(2);
+    let under_way = Progress { files_done: 1, files_total: 2, bytes_done: 1, bytes_total: 2 };
+    scene.apply(Event::Report(Report::Progress(under_way)));
+    assert_eq!(scene.machine.progress(), Some(under_way));
+    scene.activated(2);
+    assert_eq!(scene.machine.progress(), None);
+    assert_eq!(scene.machine.replica().live, Some(generation(&scene.key, 2)));
 }
