@@ -69,3 +69,23 @@ fn planted_bugs_are_found() {
         simulate(&["--seeds", "100", "--plant", bug]);
     }
 }
+
+#[test]
+fn no_order_of_events_in_a_rollout_breaks_a_promise() {
+    simulate(&["--model"]);
+}
+
+#[test]
+fn bugs_that_are_planted_in_the_model_are_found() {
+    for flaw in [
+        "forgets-accepted",
+        "forgets-refused",
+        "passes-untried",
+        "stages-once",
+        "never-behind",
+        "no-stragglers",
+        "unsaved-state",
+    ] {
+        simulate(&["--model", "--flaw", flaw]);
+    }
+}

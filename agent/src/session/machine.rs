@@ -6,6 +6,8 @@
 mod check;
 mod hook;
 mod link;
+#[cfg(feature = "testing")]
+pub mod modelled;
 mod orders;
 mod schedule;
 mod target;
@@ -43,7 +45,7 @@ pub struct Trust {
 }
 
 /// State of the session. See [`super`].
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Machine {
     trust: Trust,
     replica: ReplicaState,

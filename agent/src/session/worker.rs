@@ -26,7 +26,7 @@ pub use self::work::{
 };
 
 /// Command for the worker.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum Command {
     /// Stage a generation, and activate it if `activate` is set.
     Update {

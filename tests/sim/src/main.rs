@@ -10,6 +10,7 @@
 mod deeds;
 mod lies;
 mod life;
+mod model;
 mod node;
 mod oracle;
 mod origin;
@@ -72,6 +73,16 @@ struct Options {
     /// Kill the origin at each durable step of rollouts.
     #[arg(long)]
     sweep: bool,
+    /// Explore rollouts exhaustively instead, with the real decisions of both sides. `SYNCD_MODEL=full`
+    /// explores more.
+    #[arg(long)]
+    model: bool,
+    /// Plant a bug in the model: the run succeeds if the bug is found.
+    #[arg(long, requires = "model")]
+    flaw: Option<model::Planted>,
+    /// Explore only configurations whose name contains this.
+    #[arg(long, requires = "model")]
+    only: Option<String>,
     /// Print the hash of each seed's trace.
     #[arg(long)]
     traces: bool,
@@ -100,6 +111,12 @@ fn main() -> anyhow::Result<ExitCode> {
         let cases = sweep::sweep(&options.directory)?;
         println!("the origin died in {cases} cases, in {:.1} s", started.elapsed().as_secs_f64());
         return Ok(ExitCode::SUCCESS);
+    }
+    if options.model {
+        let broken = model::run(options.flaw, options.only.as_deref())?;
+        broken.iter().for_each(|broken| println!("{broken}"));
+        let held = broken.is_some() == options.flaw.is_some();
+        return Ok(if held { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
     let outcome = Outcome::default();
     std::thread::scope(|scope| {

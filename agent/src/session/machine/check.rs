@@ -32,21 +32,21 @@ use crate::state::decisions::{Named, Refusal};
 const STARTED_TOO_OFTEN: &str = "the agent was started twice, and the check had not passed";
 
 /// State of the check.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Checks {
     /// Whether a check is set.
-    is_set: bool,
+    pub(super) is_set: bool,
     /// The running check, by the number of its run.
-    running: Option<(u64, Phase, Named)>,
-    runs: u64,
+    pub(super) running: Option<(u64, Phase, Named)>,
+    pub(super) runs: u64,
     /// The staged generation that may be switched to, because the check has passed on this live root.
-    cleared: Option<(RootHash, (GenerationNumber, RootHash))>,
+    pub(super) cleared: Option<(RootHash, (GenerationNumber, RootHash))>,
     /// Root that was switched to although the check failed before. A failure after it blames neither.
-    doubted: Option<RootHash>,
-    retry: Backoff,
+    pub(super) doubted: Option<RootHash>,
+    pub(super) retry: Backoff,
     pub(super) retry_at: Option<Instant>,
     /// The failure after which the node has returned, until the check has run for the root it returned to.
-    returned: Option<(Refusal, RootHash)>,
+    pub(super) returned: Option<(Refusal, RootHash)>,
     pub(super) status: Option<CheckStatus>,
     /// The report last sent to the origin.
     pub(super) told: Option<v1::CheckReport>,

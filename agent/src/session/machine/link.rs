@@ -29,14 +29,14 @@ const SETTLED: Duration = Duration::from_secs(5);
 const VERSION_MAX_BYTES: usize = 64;
 
 /// The connection to the origin.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) enum Link {
     Down { redial_at: Instant },
     Greeting { since: Instant },
     Up(Up),
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Up {
     pub(super) since: Instant,
     pub(super) interval: Duration,

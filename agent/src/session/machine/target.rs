@@ -14,7 +14,7 @@ use crate::session::messages;
 use crate::session::worker::{Failure, Inline};
 
 /// The newest announcement.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Target {
     pub(super) generation: SignedGeneration,
     pub(super) activate: bool,
