@@ -4,6 +4,8 @@
 //! sends. A path whose change is unanswered is left alone until the answer.
 
 mod look;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs::File;
@@ -88,7 +90,18 @@ pub(super) type Open = Box<dyn Fn() -> Result<Vec<(CollectedName, Files)>, Colle
 struct Refusal {
     /// The state that the origin refused; `None`: whatever stands there.
     state: Option<State>,
+    /// The newest version when it was offered. With a newer one, the origin may judge otherwise.
+    newest: Option<Version>,
     reason: String,
+}
+
+/// A change that was sent, until its answer.
+#[derive(Clone)]
+struct Offer {
+    key: Key,
+    change: Change,
+    /// The newest version when it was sent.
+    newest: Option<Version>,
 }
 
 /// The surroundings of an engine.
@@ -120,8 +133,8 @@ pub struct Engine {
     link: Option<Box<dyn Link>>,
     waiting: BTreeSet<Key>,
     again: BTreeMap<Key, Instant>,
-    /// Unanswered changes by ID, and their paths.
-    unanswered: HashMap<u64, (Key, Change)>,
+    /// Unanswered changes by ID.
+    unanswered: HashMap<u64, Offer>,
     busy: BTreeSet<Key>,
     next_id: u64,
     /// Rows that are not durable yet.
@@ -428,7 +441,7 @@ impl Engine {
     }
 
     fn answered(&mut self, id: u64, decision: Decision) -> Result<(), CollectedError> {
-        let Some((key, change)) = self.unanswered.get(&id).cloned() else { return Ok(()) };
+        let Some(Offer { key, change, newest }) = self.unanswered.get(&id).cloned() else { return Ok(()) };
         let mut known = self.known(&key)?;
         match decision {
             Decision::NeedsContent => match self.upload(&key, &change) {
@@ -444,7 +457,9 @@ impl Engine {
             Decision::Refused { reason } => {
                 tracing::error!(directory = %key.0, path = %key.1, reason, "refused by the origin: it stays on this node");
                 known.row.caught_up();
-                self.refused.insert(key.clone(), Refusal { state: Some(change.state), reason });
+                self.refused.insert(key.clone(), Refusal { state: Some(change.state), newest, reason });
+                // It may have changed before the answer, and a newer version may have come.
+                self.waiting.insert(key.clone());
             }
             Decision::Answered(answer) => {
                 known.row.answered(&answer);

@@ -2,7 +2,7 @@
 
 use syncd_shared::collected::{Action, Change, Ruling, State, Version, VersionNumber};
 
-use super::{Engine, Key, Refusal, message};
+use super::{Engine, Key, Offer, Refusal, message};
 use crate::collected::error::{AGAIN, CollectedError};
 use crate::collected::files::{Found, Placed};
 use crate::collected::journal::Known;
@@ -30,7 +30,9 @@ impl Engine {
             }
             (Found::Untaken, _) => return Ok(()),
         };
-        if self.refused.get(key).is_some_and(|refusal| refusal.state == Some(local)) {
+        let newest = before.row.newest();
+        let is_refused = |refusal: &Refusal| refusal.state == Some(local) && refusal.newest == newest;
+        if self.refused.get(key).is_some_and(is_refused) {
             return Ok(());
         }
         match local {
@@ -54,7 +56,7 @@ impl Engine {
             Action::Send(change) if self.caught_up.contains(&key.0) => {
                 known.row.sends(change.state);
                 self.unsynced.insert(key.clone());
-                self.offer(key, change);
+                self.offer(key, change, newest);
             }
             Action::Send(_) => {}
             Action::Place(version) => self.place(key, &local, version, &mut known)?,
@@ -126,7 +128,7 @@ impl Engine {
         let is_offered = self.refused.get(key).is_some_and(|refusal| refusal.state.is_some());
         if !self.refused.contains_key(key) {
             tracing::error!(directory = %key.0, path = %key.1, "denied by the rules: it stays on this node");
-            let refusal = Refusal { state: None, reason: DENIED.to_owned() };
+            let refusal = Refusal { state: None, newest: None, reason: DENIED.to_owned() };
             self.refused.insert(key.clone(), refusal);
         }
         let Some(files) = self.directories.get(&key.0).filter(|_| !is_offered) else { return Ok(()) };
@@ -135,7 +137,7 @@ impl Engine {
         }
         match files.state(&key.1, None, is_closed)?.0 {
             Found::State(state @ State::File(_)) => {
-                self.offer(key, Change { base: VersionNumber::NONE, state });
+                self.offer(key, Change { base: VersionNumber::NONE, state }, None);
             }
             Found::Moving => drop(self.again.insert(key.clone(), self.parts.clock.now() + AGAIN)),
             Found::State(_) | Found::Untaken => {}
@@ -148,14 +150,14 @@ impl Engine {
         let refusal = self.refused.remove(key);
         let is_offered = refusal.is_some_and(|refusal| refusal.state.is_some());
         if is_offered && self.caught_up.contains(&key.0) {
-            self.offer(key, Change { base: VersionNumber::NONE, state: State::Absent });
+            self.offer(key, Change { base: VersionNumber::NONE, state: State::Absent }, None);
         }
     }
 
     /// Sends a change, and leaves the path alone until the answer.
-    fn offer(&mut self, key: &Key, change: Change) {
+    fn offer(&mut self, key: &Key, change: Change, newest: Option<Version>) {
         self.next_id = self.next_id.wrapping_add(1);
-        self.unanswered.insert(self.next_id, (key.clone(), change));
+        self.unanswered.insert(self.next_id, Offer { key: key.clone(), change, newest });
         self.busy.insert(key.clone());
         self.outgoing.push(message(self.next_id, key, &change));
     }

@@ -1,0 +1,195 @@
+//! One node, with real files and a real journal, and an origin that is written down in each test.
+
+use std::fs;
+use std::sync::{Arc, Mutex};
+
+use syncd_shared::collected::{Answer, Verdict, VersionNumber};
+use syncd_shared::hash::ContentHash;
+use tempfile::TempDir;
+
+use super::*;
+use crate::collected::opening::Surroundings;
+use crate::state::disk::Owners;
+
+const THEIRS: &[u8] = b"theirs";
+const HOUR: Duration = Duration::from_secs(60 * 60);
+
+#[derive(Clone, Default)]
+struct Wire(Arc<Mutex<Vec<Up>>>);
+
+impl Wire {
+    /// The changes that were sent since the last call.
+    fn changes(&self) -> Vec<v1::CollectedChange> {
+        let sent = std::mem::take(&mut *self.0.lock().unwrap());
+        let change = |message| match message {
+            Up::Change(change) => Some(change),
+            Up::Hello(_) => None,
+        };
+        sent.into_iter().filter_map(change).collect()
+    }
+}
+
+impl Link for Wire {
+    fn send(&mut self, message: Up) -> Result<(), CollectedError> {
+        self.0.lock().unwrap().push(message);
+        Ok(())
+    }
+
+    fn upload(&mut self, _: &CollectedName, _: &FileState, _: &mut File) -> Result<(), CollectedError> {
+        Ok(())
+    }
+
+    fn download(&mut self, _: &CollectedName, _: &FileState, to: &mut File) -> Result<(), CollectedError> {
+        io::Write::write_all(to, THEIRS).map_err(CollectedError::Read)
+    }
+}
+
+struct Unwatched;
+
+impl Watches for Unwatched {
+    fn add(&self, _: &CollectedName, _: &TreePath) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+struct Scene {
+    root: TempDir,
+    engine: Engine,
+    wire: Wire,
+    key: Key,
+}
+
+impl Scene {
+    /// A session with a directory without versions. The clock stands still an hour ahead, so that every file
+    /// is old enough to be read.
+    fn new() -> Self {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir_all(root.path().join("collected/uploads")).unwrap();
+        fs::create_dir(root.path().join("state")).unwrap();
+        let now = Instant::now();
+        let clock = Clock::given(now);
+        clock.set(now + HOUR);
+        let report = watch::Sender::new(None);
+        let surroundings =
+            Surroundings { owners: Owners::new(None), watch: Box::new(Unwatched), clock, report };
+        let engine = surroundings.open(root.path()).unwrap();
+        let key = ("uploads".parse().unwrap(), TreePath::from_bytes(b"a.jpg").unwrap());
+        let mut scene = Self { root, engine, wire: Wire::default(), key };
+        scene.step(Event::Connected(Box::new(scene.wire.clone())));
+        let directory =
+            v1::CollectedDirectory { name: "uploads".into(), line: vec![1].into(), ..Default::default() };
+        scene.hear(Down::Welcome(v1::CollectedWelcome { directories: vec![directory] }));
+        scene.hear(Down::CaughtUp(v1::CollectedCaughtUp { directory: "uploads".into() }));
+        scene
+    }
+
+    /// Takes an event, and does everything that needs no other.
+    fn step(&mut self, event: Event) {
+        assert!(self.engine.step(vec![event]));
+        while self.engine.wait() == Duration::ZERO {
+            assert!(self.engine.step(Vec::new()));
+        }
+    }
+
+    fn hear(&mut self, message: Down) {
+        self.step(Event::Received(Box::new(v1::CollectedDown { message: Some(message) })));
+    }
+
+    fn version(&mut self, number: u64, content: &[u8]) -> Version {
+        let file = FileState {
+            content: ContentHash::of(content),
+            size: content.len() as u64,
+            mode: 0o644,
+            mtime: syncd_shared::directory::Timestamp { seconds: 1, nanoseconds: 0 },
+        };
+        let state = State::File(file);
+        self.hear(Down::Version(v1::CollectedVersion {
+            directory: "uploads".into(),
+            path: Bytes::from_static(b"a.jpg"),
+            number,
+            state: Some(state.to_message()),
+        }));
+        Version { number: VersionNumber::new(number), state }
+    }
+
+    fn answer(&mut self, id: u64, decision: &Decision) {
+        self.hear(Down::Answer(decision.to_message(id)));
+    }
+
+    fn write(&mut self, content: &[u8]) {
+        fs::write(self.file(), content).unwrap();
+        self.step(Event::Settled(self.key.0.clone(), self.key.1.clone()));
+    }
+
+    fn file(&self) -> std::path::PathBuf {
+        self.root.path().join("collected/uploads/a.jpg")
+    }
+
+    /// The only change that was sent since the last call.
+    fn change(&self) -> v1::CollectedChange {
+        let mut changes = self.wire.changes();
+        assert_eq!(changes.len(), 1, "{changes:?}");
+        changes.remove(0)
+    }
+}
+
+fn refused() -> Decision {
+    Decision::Refused { reason: "max_bytes of this directory".into() }
+}
+
+/// The node offers the file once more, and places the version that came first.
+fn gives_way(scene: &mut Scene, current: Version) {
+    let again = scene.change();
+    assert_eq!(again.base, 0, "the file was made from no version");
+    scene.answer(again.id, &Decision::Answered(Answer { verdict: Verdict::Conflict, current }));
+    assert_eq!(fs::read(scene.file()).unwrap(), THEIRS);
+    assert!(scene.engine.refused.is_empty());
+}
+
+#[test]
+fn a_refused_file_gives_way_to_a_newer_version_at_once() {
+    let mut scene = Scene::new();
+    scene.write(b"too large");
+    let id = scene.change().id;
+    scene.answer(id, &refused());
+    assert!(scene.wire.changes().is_empty(), "a refused file is offered once");
+    let current = scene.version(7, THEIRS);
+    gives_way(&mut scene, current);
+}
+
+#[test]
+fn a_version_that_overtakes_the_refusal_is_placed_as_well() {
+    let mut scene = Scene::new();
+    scene.write(b"too large");
+    let id = scene.change().id;
+    let current = scene.version(7, THEIRS);
+    scene.answer(id, &refused());
+    gives_way(&mut scene, current);
+}
+
+#[test]
+fn a_file_that_is_refused_again_is_offered_once_for_each_newer_version() {
+    let mut scene = Scene::new();
+    scene.write(b"too large");
+    let id = scene.change().id;
+    scene.answer(id, &refused());
+    scene.version(7, THEIRS);
+    let id = scene.change().id;
+    scene.answer(id, &refused());
+    scene.version(7, THEIRS);
+    assert!(scene.wire.changes().is_empty());
+    assert_eq!(scene.engine.refused.len(), 1);
+    assert_eq!(fs::read(scene.file()).unwrap(), b"too large");
+}
+
+#[test]
+fn an_edit_before_the_refusal_is_offered_after_it() {
+    let mut scene = Scene::new();
+    scene.write(b"too large");
+    let id = scene.change().id;
+    scene.write(b"smaller");
+    scene.answer(id, &refused());
+    let change = scene.change();
+    let content = ContentHash::of(b"smaller");
+    assert_eq!(change.state.unwrap().content, content.as_bytes().as_slice());
+}
