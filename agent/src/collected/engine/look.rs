@@ -58,6 +58,8 @@ impl Engine {
                 self.unsynced.insert(key.clone());
                 self.offer(key, change, newest);
             }
+            // The row will count the file as read: a power cut must not change it afterwards.
+            Action::Send(_) if known != before => drop(self.unsynced.insert(key.clone())),
             Action::Send(_) => {}
             Action::Place(version) => self.place(key, &local, version, &mut known)?,
         }

@@ -193,3 +193,19 @@ fn an_edit_before_the_refusal_is_offered_after_it() {
     let content = ContentHash::of(b"smaller");
     assert_eq!(change.state.unwrap().content, content.as_bytes().as_slice());
 }
+
+#[test]
+fn a_file_that_is_read_without_the_origin_is_synced_before_the_journal_has_it() {
+    let mut scene = Scene::new();
+    scene.step(Event::Disconnected);
+    fs::write(scene.file(), b"meanwhile").unwrap();
+    let key = scene.key.clone();
+    scene.engine.look(&key).unwrap();
+    let seen = scene.engine.rows.get(&key).and_then(|known| known.seen);
+    assert!(seen.is_some(), "the row counts the file as read");
+    assert!(scene.engine.unsynced.contains(&key));
+    assert!(scene.engine.step(Vec::new()));
+    assert!(scene.engine.unsynced.is_empty());
+    scene.engine.look(&key).unwrap();
+    assert!(scene.engine.unsynced.is_empty(), "nothing is new about it");
+}
