@@ -296,6 +296,7 @@ pub(crate) fn about(options: &RunOptions, identity: &AgentIdentity) -> AgentStat
         progress: None,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         origin_version: None,
+        origin_collects: false,
         last_contact: None,
         head: None,
         head_due: None,

@@ -53,6 +53,9 @@ pub struct AgentStatus {
     pub version: String,
     /// Version of the origin; `None`: not reached since the agent started.
     pub origin_version: Option<String>,
+    /// Whether the origin serves collected directories, by its last `Welcome`.
+    #[serde(skip)]
+    pub origin_collects: bool,
     /// Time of the last message from the origin, RFC 3339, UTC; `None`: none since the agent started.
     pub last_contact: Option<String>,
     /// With `--follow`: time of the release that was seen last, RFC 3339, UTC.
@@ -360,6 +363,7 @@ pub(crate) mod tests {
             progress: None,
             version: "1.0".into(),
             origin_version: Some("1.0".into()),
+            origin_collects: false,
             last_contact: Some("2026-11-23T04:12:02.000Z".into()),
             head: None,
             head_due: None,

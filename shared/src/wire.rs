@@ -31,6 +31,9 @@ use patches::PATCHES_MAX_BYTES;
 /// [`Frame::Delta`].
 pub const FEATURE_DELTAS: &str = "deltas";
 
+/// Feature in Welcome by which an origin announces that it serves collected directories.
+pub const FEATURE_COLLECTED: &str = "collected";
+
 /// zstd level for data compressed separately for each agent.
 const ZSTD_LEVEL: i32 = 3;
 /// zstd level for data compressed once for all agents.

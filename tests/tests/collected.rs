@@ -568,6 +568,28 @@ fn a_backup_has_the_uploads_and_nodes_go_on_with_it() {
 }
 
 #[test]
+fn an_origin_that_gets_its_table_later_is_asked_again() {
+    let mut cluster = Cluster::new("collected-table");
+    let first = cluster.uploads(0);
+    write(&first, "before.jpg", "before");
+    cluster.arrives("before.jpg", "before");
+    let table = fs::read(cluster.config()).expect("the table");
+    cluster.origin.stop();
+    fs::write(cluster.config(), "").expect("no table");
+    cluster.origin.start();
+    cluster.origin.wait_connected(&["web1", "web2"]);
+    write(&first, "meanwhile.jpg", "meanwhile");
+    wait::until_ok("an unserved node", || {
+        let report = cluster.report(0);
+        if report["connected"] == false { Ok(()) } else { Err(report.to_string()) }
+    });
+    cluster.origin.stop();
+    fs::write(cluster.config(), table).expect("the table");
+    cluster.origin.start();
+    cluster.arrives("meanwhile.jpg", "meanwhile");
+}
+
+#[test]
 fn a_table_that_cannot_work_is_refused() {
     let cluster = Cluster::without_nodes("collected-config", "");
     let tree = cluster.origin.tree.display().to_string();

@@ -28,8 +28,6 @@ use crate::status::AgentStatus;
 
 const SHORTEST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
-/// Pause if the origin has no collected directories.
-const UNSERVED_PAUSE: Duration = Duration::from_secs(60);
 const EVENTS: usize = 1_024;
 const MESSAGES: usize = 64;
 
@@ -64,7 +62,7 @@ pub async fn serve(
         }
     });
     tokio::select! {
-        () = connect(dialer, &events) => {}
+        () = connect(dialer, status.clone(), &events) => {}
         () = notice(&root, known, status, &events) => {}
         () = stop.cancelled() => {}
     }
@@ -138,21 +136,36 @@ async fn other_generation(status: &mut watch::Receiver<AgentStatus>, before: Opt
 }
 
 /// Connects again and again. Cancel safe.
-async fn connect(mut dialer: Dialer, events: &mpsc::Sender<Event>) {
+async fn connect(mut dialer: Dialer, mut status: watch::Receiver<AgentStatus>, events: &mpsc::Sender<Event>) {
     let mut backoff = Backoff::new(SHORTEST_PAUSE, LONGEST_PAUSE);
     loop {
         let ended = follow(&mut dialer, events, &mut backoff).await;
         if events.send(Event::Disconnected).await.is_err() {
             return;
         }
-        let pause = match &ended {
-            Err(CollectedError::Origin(status)) if status.code() == Code::Unimplemented => UNSERVED_PAUSE,
-            _ => backoff.pause(),
-        };
-        if let Err(error) = ended {
-            tracing::debug!(error = error_chain(&error), "the stream of collected directories ended");
+        if let Err(error) = &ended {
+            tracing::debug!(error = error_chain(error), "the stream of collected directories ended");
         }
-        tokio::time::sleep(pause).await;
+        pause(&ended, &mut backoff, &mut status).await;
+    }
+}
+
+/// Waits until a stream that ended is to be opened again. An origin without collected directories is asked
+/// again only once a `Welcome` names them. Cancel safe.
+async fn pause(
+    ended: &Result<(), CollectedError>,
+    backoff: &mut Backoff,
+    status: &mut watch::Receiver<AgentStatus>,
+) {
+    let is_unserved =
+        matches!(ended, Err(CollectedError::Origin(status)) if status.code() == Code::Unimplemented);
+    // The last `Welcome` may be that of the origin before a restart.
+    if !is_unserved || status.borrow().origin_collects {
+        return tokio::time::sleep(backoff.pause()).await;
+    }
+    backoff.reset();
+    if status.wait_for(|status| status.origin_collects).await.is_err() {
+        std::future::pending().await
     }
 }
 
@@ -174,4 +187,43 @@ async fn follow(
         events.send(event).await.map_err(|_| CollectedError::Disconnected)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::Status;
+
+    use super::*;
+    use crate::status::tests::sample;
+
+    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+    #[tokio::test(start_paused = true)]
+    async fn an_origin_without_collected_directories_is_asked_again_once_its_welcome_names_them() {
+        let (sender, mut status) = watch::channel(sample());
+        let unserved: Result<(), CollectedError> = Err(Status::unimplemented("no such service").into());
+        let mut backoff = Backoff::new(SHORTEST_PAUSE, LONGEST_PAUSE);
+        let waits = pause(&unserved, &mut backoff, &mut status);
+        tokio::pin!(waits);
+        assert!(tokio::time::timeout(DAY, &mut waits).await.is_err(), "another welcome has to come first");
+        sender.send_modify(|status| status.origin_collects = true);
+        let welcomed = tokio::time::Instant::now();
+        waits.await;
+        assert_eq!(welcomed.elapsed(), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn other_ends_and_an_outdated_welcome_lead_to_a_short_pause() {
+        let (sender, mut status) = watch::channel(sample());
+        let lost = Err(CollectedError::Disconnected);
+        let unserved = Err(Status::unimplemented("no such service").into());
+        for (ended, origin_collects) in [(lost, false), (unserved, true), (Ok(()), false)] {
+            sender.send_modify(|status| status.origin_collects = origin_collects);
+            let (mut backoff, began) =
+                (Backoff::new(SHORTEST_PAUSE, LONGEST_PAUSE), tokio::time::Instant::now());
+            pause(&ended, &mut backoff, &mut status).await;
+            let paused = began.elapsed();
+            assert!(paused > Duration::ZERO && paused <= 2 * SHORTEST_PAUSE, "{paused:?}");
+        }
+    }
 }

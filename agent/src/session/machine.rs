@@ -90,6 +90,7 @@ pub struct Machine {
     maintain_at: Option<Instant>,
     stopping: bool,
     origin_version: Option<String>,
+    origin_collects: bool,
     link_error: Option<String>,
     /// The connected origin shows a trust document that this agent does not follow.
     trust_error: Option<String>,
@@ -138,6 +139,7 @@ impl Machine {
             maintain_at: Some(now + MAINTAIN_DELAY),
             stopping: false,
             origin_version: None,
+            origin_collects: false,
             link_error: None,
             trust_error: None,
             is_revoked: false,
@@ -237,6 +239,11 @@ impl Machine {
     /// Version of the origin, taken from its last `Welcome`.
     pub fn origin_version(&self) -> Option<&str> {
         self.origin_version.as_deref()
+    }
+
+    /// Whether the origin serves collected directories, taken from its last `Welcome`.
+    pub fn origin_collects(&self) -> bool {
+        self.origin_collects
     }
 
     /// Two roots under one number, as long as the newest announcement is one of them.

@@ -367,6 +367,7 @@ impl Session {
                 spares: replica.spares,
                 progress: self.machine.progress(),
                 origin_version: self.machine.origin_version().map(str::to_owned),
+                origin_collects: self.machine.origin_collects(),
                 last_contact: self
                     .last_contact
                     .map(|time| rfc3339((time.unix_timestamp_nanos() / 1_000_000) as i64)),

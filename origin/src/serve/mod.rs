@@ -32,7 +32,7 @@ use syncd_proto::v1::replication_server::ReplicationServer;
 use syncd_runtime::rate::Bucket;
 use syncd_runtime::tls::{Admit, TlsError};
 use syncd_shared::limits::{CERTIFICATE_REQUEST_MAX_BYTES, CONTROL_MESSAGE_MAX_BYTES};
-use syncd_shared::wire::FEATURE_DELTAS;
+use syncd_shared::wire::{FEATURE_COLLECTED, FEATURE_DELTAS};
 use tokio::net::TcpListener;
 use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
@@ -76,6 +76,12 @@ const DRAIN: Duration = Duration::from_secs(5);
 pub trait FromPeer<T>: Stream<Item = Result<T, Status>> + Unpin + Send {}
 
 impl<T, S: Stream<Item = Result<T, Status>> + Unpin + Send> FromPeer<T> for S {}
+
+/// Features for `Welcome`. Agents never name [`FEATURE_COLLECTED`]: it says which services this origin has.
+fn features(collects: bool) -> Vec<String> {
+    let collected = collects.then_some(FEATURE_COLLECTED);
+    FEATURES.iter().copied().chain(collected).map(str::to_owned).collect()
+}
 
 /// Whether an agent with these features accepts encoded updates.
 fn takes_updates(features: &[String]) -> bool {

@@ -36,7 +36,7 @@ use tokio_stream::StreamExt;
 
 use super::error::ServeError;
 use super::replication::invalid;
-use super::{FEATURES, FromPeer, HEARTBEAT_INTERVAL, PROTOCOL, Services, takes_updates};
+use super::{FromPeer, HEARTBEAT_INTERVAL, PROTOCOL, Services, features, takes_updates};
 use crate::fleet::rollout::Assignment;
 use crate::fleet::{AgentDrift, AgentProgress, AgentState, Attachment, EndReason, Greeting, Report};
 use crate::metrics::{Sent, metrics};
@@ -245,7 +245,7 @@ fn announced_only(number: Option<u64>, announced: Option<GenerationNumber>) -> O
 fn welcome(services: &Services, standing: OrderedStanding) -> v1::Welcome {
     v1::Welcome {
         protocol: PROTOCOL,
-        features: FEATURES.iter().map(|f| (*f).to_owned()).collect(),
+        features: features(services.collected.is_some()),
         heartbeat_interval_ms: HEARTBEAT_INTERVAL.as_millis() as u32,
         trust_document: Bytes::copy_from_slice(services.keys.trust().bytes()),
         origin_version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -956,3 +956,10 @@ async fn the_root_key_that_a_node_has_pinned_is_known() {
     let _control = origin.attached(&node, hello(&[])).await;
     origin.until("web1", |a| a.connected && a.root_key.is_none()).await;
 }
+
+#[test]
+fn a_welcome_names_collected_directories_only_if_this_origin_has_them() {
+    assert_eq!(features(true), ["deltas", "collected"]);
+    assert_eq!(features(false), ["deltas"]);
+    assert!(takes_updates(&[FEATURE_DELTAS.to_owned()]), "agents name no collected directories");
+}

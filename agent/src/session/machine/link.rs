@@ -7,6 +7,7 @@ use syncd_proto::v1::agent_message::Message as ToOrigin;
 use syncd_proto::v1::origin_message::Message as FromOrigin;
 use syncd_shared::CheckStatus;
 use syncd_shared::text::one_line;
+use syncd_shared::wire::FEATURE_COLLECTED;
 
 use super::{GREETING_TIMEOUT, Machine};
 use crate::session::event::{Action, Violation};
@@ -93,6 +94,7 @@ impl Machine {
         self.verify_wanted |= self.drift_error.is_some();
         let version = one_line(&welcome.origin_version, VERSION_MAX_BYTES);
         self.origin_version = Some(version).filter(|version| !version.is_empty());
+        self.origin_collects = welcome.features.iter().any(|feature| feature == FEATURE_COLLECTED);
         let generation = self.replica.live.as_ref().map_or(0, |live| live.number().get());
         tracing::info!(generation, "connected to the origin");
         self.tell_at = self.tell_at.map(|_| now);

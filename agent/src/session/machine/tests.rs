@@ -900,6 +900,22 @@ fn the_state_says_what_holds_the_node_up() {
 }
 
 #[test]
+fn each_welcome_says_whether_the_origin_has_collected_directories() {
+    let mut scene = Scene::new();
+    for features in [vec!["deltas", "collected"], vec!["deltas"]] {
+        let collects = features.contains(&"collected");
+        let features = features.into_iter().map(str::to_owned).collect();
+        let welcome = v1::Welcome { protocol: PROTOCOL_MAX, features, ..v1::Welcome::default() };
+        scene.apply(Event::Message(v1::OriginMessage { message: Some(FromOrigin::Welcome(welcome)) }));
+        assert_eq!(scene.machine.origin_collects(), collects);
+        scene.apply(Event::Lost("restarted".into()));
+        assert_eq!(scene.machine.origin_collects(), collects, "until the next welcome");
+        scene.now += Duration::from_secs(60);
+        scene.apply(Event::Tick);
+    }
+}
+
+#[test]
 fn progress_and_version_are_shown_while_they_are_known() {
     let mut scene = Scene::new();
     assert_eq!((scene.machine.origin_version(), scene.machine.progress()), (None, None));
