@@ -2,13 +2,13 @@
 //! rules and dashboard name nothing that does not exist.
 
 use std::collections::BTreeSet;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use regex::Regex;
 use syncd_tests::edits::write;
-use syncd_tests::{Agent, Origin, Scene, http, require_program, wait};
+use syncd_tests::{Agent, Daemon, Origin, Scene, free_port, http, require_program, wait};
 
 fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the repository").to_path_buf()
@@ -128,6 +128,56 @@ fn promtool_reads_both_programs_and_every_name_is_documented() {
         let unknown: Vec<_> = named_in(&read(file)).difference(&exist).cloned().collect();
         assert!(unknown.is_empty(), "{file} has metrics that do not exist: {unknown:?}");
     }
+}
+
+#[test]
+fn prometheus_scrapes_both_programs_as_open_metrics() {
+    let scene = Scene::new("scraped");
+    let tree = scene.path("tree");
+    write(&tree, "index.html", "one");
+    let origin = Origin::started(&scene, &tree);
+    let first = origin.commit();
+    let mut agent = Agent::joined(&scene, &origin, "web1");
+    agent.start();
+    agent.wait_live(first);
+    let pages = [origin.status().http_address.expect("an address"), page_of(&mut agent)];
+    for page in &pages {
+        let request = format!(
+            "GET /metrics HTTP/1.1\r\nHost: {page}\r\nAccept: application/openmetrics-text\r\nConnection: close\r\n\r\n"
+        );
+        let mut stream = std::net::TcpStream::connect(page).expect("connect");
+        stream.write_all(request.as_bytes()).expect("ask");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer");
+        assert!(answer.contains("application/openmetrics-text; version=1.0.0"), "{answer}");
+        assert!(answer.trim_end().ends_with("# EOF"), "{answer}");
+    }
+    let address = format!("127.0.0.1:{}", free_port());
+    let config = format!(
+        "global: {{ scrape_interval: 1s }}\nscrape_configs:\n- job_name: syncd\n  static_configs:\n  - targets: {pages:?}\n"
+    );
+    std::fs::write(scene.path("prometheus.yml"), config).expect("write the configuration");
+    let mut command = Command::new(require_program("prometheus", "prometheus"));
+    command.current_dir(scene.directory()).args(["--config.file=prometheus.yml", "--storage.tsdb.path=data"]);
+    let mut prometheus = Daemon::start(
+        command.arg(format!("--web.listen-address={address}")),
+        scene.directory(),
+        "prometheus",
+    );
+    let ask = |query: &str| {
+        let answer = http::get(&address, &format!("/api/v1/query?query={query}")).ok()?;
+        let answer: serde_json::Value = serde_json::from_slice(&answer.body).ok()?;
+        answer["data"]["result"].as_array().cloned().filter(|found| !found.is_empty())
+    };
+    let up = wait::until("Prometheus to scrape both", || {
+        ask("up").filter(|up| up.len() == 2 && up.iter().all(|target| target["value"][1] == "1"))
+    });
+    assert_eq!(up.len(), 2);
+    for name in ["syncd_origin_generation", "syncd_agent_live"] {
+        let found = ask(name).unwrap_or_else(|| panic!("{name} was scraped"));
+        assert_eq!(found[0]["value"][1], first.to_string(), "{found:?}");
+    }
+    prometheus.stop();
 }
 
 #[test]

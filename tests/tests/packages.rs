@@ -2,6 +2,8 @@
 
 #[path = "packages/machine.rs"]
 mod machine;
+#[path = "packages/shipped.rs"]
+mod shipped;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -45,6 +47,58 @@ fn build(directory: &Path, version: &str) {
         .env("SOURCE_DATE_EPOCH", "1796000000")
         .env("SYNCD_DEB_COMPRESSION", "gzip");
     within_limit(&mut command).expect_success();
+}
+
+/// Compiles the packages as a release has them, in a clone of `revision` that lies in `directory`.
+#[track_caller]
+fn compile(directory: &Path, revision: &str, version: &str) -> PathBuf {
+    let (sources, built) = (directory.join("sources"), directory.join("built"));
+    let git = |arguments: &[&str]| {
+        within_limit(Command::new("git").args(arguments).current_dir(repository())).expect_success()
+    };
+    git(&["clone", "--quiet", "--shared", ".", &sources.display().to_string()]);
+    git(&["-C", &sources.display().to_string(), "checkout", "--quiet", revision]);
+    let mut command = Command::new(sources.join("packaging/deb/build"));
+    let of_this_run = std::env::vars_os().map(|(name, _)| name);
+    for name in of_this_run.filter(|name| name.to_str().is_some_and(|name| name.starts_with("CARGO"))) {
+        command.env_remove(name);
+    }
+    command.arg(&built).env("SYNCD_DEB_VERSION", version).env("CARGO_TARGET_DIR", directory.join("target"));
+    run_within(&mut command, Duration::from_secs(7_200)).expect_success();
+    built
+}
+
+/// Packages for an upgrade, old and new. The old ones have the same programs, or are compiled from the commit
+/// that SYNCD_PACKAGES names.
+#[track_caller]
+fn two_versions() -> (PathBuf, PathBuf) {
+    let Some(revision) = std::env::var("SYNCD_PACKAGES").ok() else {
+        return (packages("1.0-1"), packages("2.0-1"));
+    };
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("packages-before");
+    static BUILT: Mutex<bool> = Mutex::new(false);
+    let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
+    if !is_in_namespaces() && !std::mem::replace(&mut *built, true) {
+        let _ = fs::remove_dir_all(&directory);
+        fs::create_dir_all(&directory).expect("make a directory");
+        compile(&directory, &revision, "1.0-1");
+    }
+    (directory.join("built"), packages("2.0-1"))
+}
+
+#[test]
+#[ignore = "compiles twice, half an hour: ./tests/run packages -- --include-ignored"]
+fn two_builds_in_two_directories_are_identical() {
+    let (one, other) = (Scene::new("one"), Scene::new("another-place"));
+    let built = [one.directory(), &other.new_directory("deeper")].map(|directory| {
+        let built = compile(directory, "HEAD", "1.0-1");
+        let _ = fs::remove_dir_all(directory.join("target"));
+        contents(&built)
+    });
+    for (name, bytes) in &built[0] {
+        assert!(built[1].get(name) == Some(bytes), "{name} differs between two directories");
+    }
+    assert_eq!(built[0].len(), 5);
 }
 
 /// Directory with the packages of this version. Each is built once in a run of this suite.
@@ -120,6 +174,60 @@ fn what_the_guide_has_operators_install_is_in_a_package() {
     assert!(missing.is_empty(), "no package has {missing:?}");
 }
 
+#[test]
+fn three_shells_complete_commands_and_options() {
+    let (built, scene) = (packages("1.0-1"), Scene::new("completions"));
+    for program in ["syncd-agent", "syncd-origin"] {
+        let line = format!("dpkg-deb -x {}/{program}_1.0-1_*.deb .", built.display());
+        within_limit(Command::new("sh").args(["-c", &line]).current_dir(scene.directory())).expect_success();
+    }
+    let share = scene.path("usr/share");
+    let shell = |program: &str, package: &str, options: &[&str], script: String| {
+        let mut shell = Command::new(require_program(program, package));
+        shell.args(options).args(["-c", &script]).env("HOME", scene.directory());
+        within_limit(shell.current_dir(scene.directory())).expect_success().stdout
+    };
+    for (program, command, option) in
+        [("syncd-agent", "join", "--name"), ("syncd-origin", "commit", "--wait")]
+    {
+        // Words that bash offers after the words so far.
+        let bash = |words: &str, word: usize| {
+            let file = share.join("bash-completion/completions").join(program);
+            let call = format!("COMP_WORDS=({program} {words}) COMP_CWORD={word}");
+            let previous = if word == 1 { program } else { command };
+            let current = words.split(' ').next_back().unwrap_or_default();
+            // As `complete` calls the function, whose name bash knows.
+            let function =
+                format!("$(complete -p {program} | grep -o '_[^ ]*') {program} '{current}' {previous}");
+            let script = format!(
+                "source {}\n{call}\n{function}\nprintf '%s\\n' \"${{COMPREPLY[@]}}\"",
+                file.display()
+            );
+            shell("bash", "bash", &["--norc"], script)
+        };
+        assert!(bash(&command[..3], 1).lines().any(|line| line == command), "{}", bash(&command[..3], 1));
+        assert!(bash(&format!("{command} --"), 2).lines().any(|line| line == option));
+        let fish = |words: &str| {
+            let file = share.join("fish/vendor_completions.d").join(format!("{program}.fish"));
+            let script = format!("source {}; complete -C '{program} {words}'", file.display());
+            shell("fish", "fish", &["--no-config"], script)
+        };
+        let starts = |text: &str, word: &str| text.lines().any(|line| line.split('\t').next() == Some(word));
+        assert!(starts(&fish(&command[..3]), command), "{}", fish(&command[..3]));
+        assert!(starts(&fish(&format!("{command} {}", &option[..4])), option));
+        // zsh completes only in a terminal: here it loads the function, and knows whose it is.
+        let functions = share.join("zsh/vendor-completions");
+        let script = format!(
+            "fpath=({} $fpath); autoload -Uz compinit; compinit -u -D; autoload +X _{program}; \
+             print $_comps[{program}] ${{+functions[_{program}]}}",
+            functions.display()
+        );
+        assert_eq!(shell("zsh", "zsh", &["-f"], script), format!("_{program} 1\n"));
+        let text = fs::read_to_string(functions.join(format!("_{program}"))).expect("read a completion");
+        assert!(text.contains(command) && text.contains(option));
+    }
+}
+
 /// Whether a target of a link is a file, and no address or heading.
 fn is_file(target: &str) -> bool {
     !target.starts_with('#')
@@ -175,72 +283,6 @@ fn every_link_of_the_shipped_pages_leads_to_a_shipped_page() {
     assert!(failed.code != Some(0) && failed.stderr.contains("missing.md leads nowhere"), "{failed:?}");
 }
 
-#[test]
-fn the_shipped_configuration_has_every_key_with_its_default() {
-    for program in ["origin", "agent"] {
-        let text = fs::read_to_string(repository().join(format!("packaging/etc/{program}.toml")));
-        let text = text.expect("read the shipped file");
-        let mut show = Command::new(binary(&format!("syncd-{program}")));
-        show.args(["config", "show", "--json", "--config", "/dev/null"]).env_clear();
-        let settings = within_limit(&mut show).expect_success().json();
-        let settings = settings.as_array().expect("a list");
-        assert!(settings.len() > 20, "{settings:?}");
-        for setting in settings.iter().filter(|setting| setting["name"] != "config") {
-            let name = setting["name"].as_str().expect("a name");
-            let lines = text.lines().map(|line| line.trim_start_matches('#'));
-            let has_table = lines.clone().any(|line| line.starts_with(&format!("[{name}")));
-            let shown = lines.clone().find_map(|line| line.strip_prefix(name)?.strip_prefix(" = "));
-            assert!(has_table || shown.is_some(), "{program}.toml lacks {name}");
-            // Others are flags, or have their default in words.
-            let default = setting["value"].as_str().filter(|value| !value.contains(' '));
-            if let Some(default) = default.filter(|value| !["true", "false", "unlimited"].contains(value)) {
-                let shown = shown.map(|value| value.trim_matches('"'));
-                assert_eq!(shown, Some(default), "{program}.toml: {name}");
-            }
-        }
-    }
-}
-
-/// The shipped file with every key and table in effect: those of git and of a published tree, or those that
-/// need a directory and an origin.
-fn uncommented(text: &str, git: bool) -> String {
-    let is_key = |line: &&str| line.starts_with(|c: char| c.is_ascii_lowercase() || c == '[');
-    let text = if git { text.split("#[collect.").next().unwrap_or_default() } else { text };
-    let others = if git { ["#origin", "#origin"] } else { ["#git-", "#follow"] };
-    let lines = text.lines().filter(|line| !others.iter().any(|other| line.starts_with(other)));
-    let lines = lines.map(|line| line.strip_prefix('#').filter(is_key).unwrap_or(line));
-    let whole = lines.collect::<Vec<_>>().join("\n").replace("\"deploy\"", "\"root\"");
-    if git { whole.replace("trigger = \"settle\"", "trigger = \"git\"") } else { whole }
-}
-
-#[test]
-fn the_shipped_configuration_loads_with_every_key() {
-    let scene = Scene::new("shipped");
-    for program in ["origin", "agent"] {
-        let shipped = repository().join(format!("packaging/etc/{program}.toml"));
-        let text = fs::read_to_string(&shipped).expect("read the shipped file");
-        // A content tree that is missing is found.
-        let text = text.replace("/srv/site", &scene.directory().display().to_string());
-        let file = scene.path(&format!("{program}.toml"));
-        let command = |action: &str, text: &str| {
-            fs::write(&file, text).expect("write a configuration");
-            let mut command = Command::new(binary(&format!("syncd-{program}")));
-            within_limit(command.args(["config", action, "--config"]).arg(&file)).expect_success()
-        };
-        command("check", &text);
-        for whole in [true, false].map(|git| uncommented(&text, git)) {
-            command("check", &whole);
-            let shown = command("show", &whole).stdout;
-            let from_file = shown.lines().filter(|line| line.contains(&file.display().to_string()));
-            let from_file = from_file.filter(|line| !line.starts_with("config ")).count();
-            let (options, tables) = whole.split_once("[rollout]").unwrap_or((&whole, ""));
-            let keys = options.lines().filter(|line| line.contains(" = ") && !line.starts_with('#')).count();
-            // The policy that is the default is an option, too.
-            assert_eq!(from_file, keys + usize::from(!tables.is_empty()), "{shown}");
-        }
-    }
-}
-
 /// Reads pages of a web server until it is told to stop.
 struct Reader {
     stop: AtomicBool,
@@ -277,7 +319,7 @@ impl Reader {
 fn a_clean_debian_serves_through_installation_upgrade_removal_and_purge() {
     const NAME: &str = "a_clean_debian_serves_through_installation_upgrade_removal_and_purge";
     require_root("it installs packages in a root directory of its own");
-    let (base, old, new) = (machine::base(), packages("1.0-1"), packages("2.0-1"));
+    let (base, (old, new)) = (machine::base(), two_versions());
     if !in_own_machine_within(NAME, LIMIT) {
         return;
     }
@@ -362,14 +404,13 @@ fn the_units_are_valid_and_rated_as_they_say() {
     for page in ["syncd-origin", "syncd-origin-serve", "syncd-agent-run"] {
         machine.run(&format!("test -s /usr/share/man/man1/{page}.1.gz")).expect_success();
     }
-    machine.run("bash -n /usr/share/bash-completion/completions/syncd-origin").expect_success();
 }
 
 #[test]
 fn the_services_run_under_systemd_and_an_upgrade_restarts_them() {
     require_root("it boots a container");
     let machine = Machine::boot(&machine::base());
-    let (old, new) = (packages("1.0-1"), packages("2.0-1"));
+    let (old, new) = two_versions();
     machine.receive(&old);
     fs::create_dir_all(machine.path("srv/site")).expect("make a content tree");
     fs::write(machine.path("srv/site/page.html"), "hello").expect("write content");
