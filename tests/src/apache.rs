@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::process::{Daemon, run};
 use crate::scene::{is_root, require_program};
@@ -258,9 +259,16 @@ fn php_module() -> PathBuf {
     })
 }
 
+/// A port for a program that is started with its number. It is below those that the kernel gives to
+/// connections and to listeners on port 0, so that nothing takes it before the program does, or while the
+/// program is away. Each call of a process returns another one.
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("bind a port");
-    listener.local_addr().expect("the port").port()
+    static CALLS: AtomicU32 = AtomicU32::new(0);
+    // Test programs that run beside each other begin elsewhere.
+    let first = std::process::id().wrapping_mul(101);
+    let ports = std::iter::repeat_with(|| first.wrapping_add(CALLS.fetch_add(1, Ordering::Relaxed)));
+    let mut ports = ports.map(|port| 10_000 + (port % 20_000) as u16).take(20_000);
+    ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).expect("a free port")
 }
 
 #[cfg(test)]
