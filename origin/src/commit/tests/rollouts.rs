@@ -70,6 +70,9 @@ async fn a_node_that_comes_when_all_others_have_passed_returns_alone() {
     let passed = |fleet: &Arc<FleetView>| fleet.agents.iter().any(|agent| agent.check.is_some());
     drop(tokio::time::timeout(SOON, fleet.wait_for(passed)).await.unwrap().unwrap());
     returned(&node, &new, &good).await;
+    // The commit looks at what the fleet shows.
+    let refuses = |fleet: &Arc<FleetView>| fleet.agents.iter().any(|agent| !agent.refused.is_empty());
+    drop(tokio::time::timeout(SOON, fleet.wait_for(refuses)).await.unwrap().unwrap());
     site.write("f0", "newer");
     let next = sealed(commit(&origin).await);
     assert_eq!(next.number().get(), 3, "nothing was withdrawn before");
