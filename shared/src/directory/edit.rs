@@ -35,7 +35,8 @@ pub fn edit<S: DirectorySource>(
     let (totals, level, bytes) = (root.totals, root.level, root.bytes);
     let mut built = Built { root: root.object, totals, pages };
     if level > 0 {
-        let overlay = Overlay::of(source, &built.pages)?;
+        // These pages need not be cut as those of a whole directory before this is done.
+        let overlay = Overlay { checks_boundaries: false, ..Overlay::of(source, &built.pages)? };
         if bytes <= SINGLE_PAGE_BYTES {
             let mut cursor = Cursor::new(&overlay, Some(built.root))?;
             let mut builder = Builder::default();
@@ -115,6 +116,7 @@ impl<S: DirectorySource> Editor<'_, S> {
 pub struct Overlay<S> {
     source: S,
     pages: HashMap<ObjectHash, Arc<Page>>,
+    checks_boundaries: bool,
 }
 
 impl<S: DirectorySource> Overlay<S> {
@@ -125,7 +127,8 @@ impl<S: DirectorySource> Overlay<S> {
     }
 
     pub fn new(source: S) -> Self {
-        Self { source, pages: HashMap::new() }
+        let checks_boundaries = source.checks_boundaries();
+        Self { source, pages: HashMap::new(), checks_boundaries }
     }
 
     /// Adds a page whose hash is right.
@@ -153,6 +156,6 @@ impl<S: DirectorySource> DirectorySource for Overlay<S> {
     }
 
     fn checks_boundaries(&self) -> bool {
-        self.source.checks_boundaries()
+        self.checks_boundaries
     }
 }

@@ -138,6 +138,15 @@ fn all(pages: &Pages, root: ObjectHash) -> Vec<Entry> {
     pages.directory(&root).expect("reads").entries().to_vec()
 }
 
+#[test]
+fn a_directory_that_shrinks_to_one_page_while_its_first_page_stays() {
+    let entries: Vec<_> = (0..94).map(|n| numbered(n * 2)).collect();
+    let mut pages = Pages::default();
+    let root = pages.put(&directory(entries.clone()));
+    let gone = entries[80..].iter().map(|entry| (entry.name.clone(), None)).collect();
+    assert_eq!(pages.edit(root, &gone), naive(&entries[..80]).0);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
