@@ -97,7 +97,9 @@ fn promtool_reads_both_programs_and_every_name_is_documented() {
     let address = page_of(&mut agent);
     let theirs = wait::until("the agent to count the hook", || {
         let text = metrics(&address);
-        text.contains("syncd_agent_hook_seconds_count 1\n").then_some(text)
+        // Collected directories have a connection of their own.
+        let both = ["syncd_agent_hook_seconds_count 1\n", "syncd_agent_collected_connected"];
+        both.iter().all(|part| text.contains(part)).then_some(text)
     });
     assert!(theirs.contains("syncd_agent_live 1\n"), "{theirs}");
     assert!(theirs.contains("syncd_agent_sync_seconds_count 1\n"), "{theirs}");
