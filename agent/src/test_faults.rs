@@ -27,8 +27,10 @@ pub(crate) enum Bug {
     Unprotected,
     /// A refusal is in the record alone.
     RefusedInRecord,
-    /// Uploads are sent before they are durable.
+    /// Collected files and their names are not made durable before the journal has them.
     UnsyncedUploads,
+    /// Versions of collected files get their names before their contents are durable.
+    UnsyncedVersions,
 }
 
 /// Whether this process has this bug.
@@ -46,6 +48,7 @@ pub(crate) fn has(bug: Bug) -> bool {
             Ok("unprotected") => Some(Bug::Unprotected),
             Ok("refused-in-record") => Some(Bug::RefusedInRecord),
             Ok("unsynced-uploads") => Some(Bug::UnsyncedUploads),
+            Ok("unsynced-versions") => Some(Bug::UnsyncedVersions),
             _ => None,
         });
     *PLANTED == Some(bug)

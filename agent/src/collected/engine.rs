@@ -6,9 +6,9 @@
 mod look;
 #[cfg(test)]
 mod tests;
+mod transfers;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::fs::File;
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,7 @@ use syncd_proto::v1::collected_down::Message as Down;
 use syncd_proto::v1::collected_up::Message as Up;
 use syncd_shared::TreePath;
 use syncd_shared::collected::message::{Decision, MessageError, path};
-use syncd_shared::collected::{Change, CollectedName, CollectedRules, FileState, Ruling, State, Version};
+use syncd_shared::collected::{Change, CollectedName, CollectedRules, Ruling, State, Version};
 use syncd_shared::text::error_chain;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
@@ -28,11 +28,14 @@ use super::files::Files;
 use super::journal::{Journal, Known, Position};
 use super::report::CollectedReport;
 use crate::clock::Clock;
+pub use transfers::Transfer;
 
 /// Paths looked at in one turn.
-const TURN: usize = 64;
+const TURN: usize = 128;
 /// Changes that may be unanswered.
-const UNANSWERED_MAX: usize = 128;
+const UNANSWERED_MAX: usize = 256;
+/// A turn looks at no more paths once versions of this many bytes are to be placed.
+const ARRIVALS_BYTES: u64 = 16 * 1024 * 1024;
 /// Everything is looked at again this often, for what the watch missed.
 const WALK_EVERY: Duration = Duration::from_secs(60 * 60);
 /// Shortest time between two reports.
@@ -60,21 +63,12 @@ pub enum Event {
 pub trait Link: Send {
     fn send(&mut self, message: Up) -> Result<(), CollectedError>;
 
-    /// Sends a content. The origin has it durably on return.
-    fn upload(
-        &mut self,
-        name: &CollectedName,
-        file: &FileState,
-        from: &mut File,
-    ) -> Result<(), CollectedError>;
+    /// Sends contents, several at a time. Returns the outcome of each, in order.
+    fn upload(&mut self, contents: &mut [Transfer]) -> Vec<Result<(), CollectedError>>;
 
-    /// Receives a content, at most the announced bytes. The caller checks its hash.
-    fn download(
-        &mut self,
-        name: &CollectedName,
-        file: &FileState,
-        to: &mut File,
-    ) -> Result<(), CollectedError>;
+    /// Receives contents, several at a time, and of each at most the announced bytes. Returns the outcome of
+    /// each, in order. The caller checks the hashes.
+    fn download(&mut self, contents: &mut [Transfer]) -> Vec<Result<(), CollectedError>>;
 }
 
 /// Reports changes in directories, as events.
@@ -136,6 +130,8 @@ pub struct Engine {
     /// Unanswered changes by ID.
     unanswered: HashMap<u64, Offer>,
     busy: BTreeSet<Key>,
+    /// Unanswered changes whose contents the origin has asked for.
+    wanted: Vec<u64>,
     next_id: u64,
     /// Rows that are not durable yet.
     rows: HashMap<Key, Known>,
@@ -165,6 +161,7 @@ impl Engine {
             again: BTreeMap::new(),
             unanswered: HashMap::new(),
             busy: BTreeSet::new(),
+            wanted: Vec::new(),
             next_id: 0,
             rows: HashMap::new(),
             positions: BTreeMap::new(),
@@ -203,7 +200,9 @@ impl Engine {
                 self.mend(&error);
             }
         }
-        let turned = self.turn();
+        // The next stream begins anew after an error.
+        let uploaded = self.upload_wanted().inspect_err(|_| self.disconnect());
+        let turned = uploaded.and_then(|()| self.turn());
         if let Err(error) = &turned {
             tracing::warn!(error = error_chain(error), "collected directories wait");
             self.mend(error);
@@ -303,6 +302,7 @@ impl Engine {
         self.caught_up.clear();
         self.outgoing.clear();
         self.unanswered.clear();
+        self.wanted.clear();
         self.busy.clear();
     }
 
@@ -444,16 +444,10 @@ impl Engine {
         let Some(Offer { key, change, newest }) = self.unanswered.get(&id).cloned() else { return Ok(()) };
         let mut known = self.known(&key)?;
         match decision {
-            Decision::NeedsContent => match self.upload(&key, &change) {
-                Ok(()) => {
-                    self.outgoing.push(message(id, &key, &change));
-                    return Ok(());
-                }
-                Err(error) => {
-                    known.row.caught_up();
-                    self.fail(key.clone(), &error);
-                }
-            },
+            Decision::NeedsContent => {
+                self.wanted.push(id);
+                return Ok(());
+            }
             Decision::Refused { reason } => {
                 tracing::error!(directory = %key.0, path = %key.1, reason, "refused by the origin: it stays on this node");
                 known.row.caught_up();
@@ -484,8 +478,9 @@ impl Engine {
             self.again.remove(&key);
             self.waiting.insert(key);
         }
+        let (mut arrivals, mut arriving_bytes) = (Vec::new(), 0_u64);
         for _ in 0..TURN {
-            if !self.may_look() {
+            if !self.may_look() || arriving_bytes > ARRIVALS_BYTES {
                 break;
             }
             let Some(key) = self.waiting.pop_first() else { break };
@@ -496,9 +491,14 @@ impl Engine {
             match self.look(&key) {
                 Err(error) if error.is_damage() => return Err(error),
                 Err(error) => self.fail(key, &error),
-                Ok(()) => {}
+                Ok(None) => {}
+                Ok(Some(arrival)) => {
+                    arriving_bytes = arriving_bytes.saturating_add(arrival.file.size);
+                    arrivals.push(arrival);
+                }
             }
         }
+        self.place_files(arrivals);
         if self.again.is_empty() {
             self.trouble = None;
         }

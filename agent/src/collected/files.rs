@@ -4,7 +4,7 @@
 //! names. If the file that came out is not the one that was decided on, it is put back.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Read;
 
 use rustix::fs::FileType;
 use syncd_shared::collected::{FileState, State};
@@ -193,31 +193,101 @@ impl Files {
         }
     }
 
-    /// Makes `state` stand at a path, if `local` does now. Durable on return.
-    pub fn place(
+    /// Creates a file in which a version arrives. It is removed by [`Self::put`] or [`Self::give_up`].
+    pub fn begin(&mut self) -> Result<(Vec<u8>, File), CollectedError> {
+        let arriving = self.temporary(NEW);
+        let file = self.incoming.create_file(&arriving)?;
+        Ok((arriving, file))
+    }
+
+    /// Checks a version that has arrived, and gives it its metadata. Not durable on return.
+    pub fn complete(&self, arriving: &[u8], from: &File, file: &FileState) -> Result<(), CollectedError> {
+        if hash_file(from).map_err(CollectedError::Read)? != file.content {
+            return Err(CollectedError::Content);
+        }
+        let metadata = self.metadata(file.mode, file.mtime);
+        Ok(self.incoming.set_metadata(arriving, &metadata, self.owners, false)?)
+    }
+
+    /// Makes versions that have arrived durable, before they get their names.
+    pub fn sync_arrived(&self, arrived: &[&[u8]]) -> Result<(), CollectedError> {
+        if test_faults::has(Bug::UnsyncedVersions) {
+            return Ok(());
+        }
+        if arrived.len() > SYNCED_SINGLY {
+            return Ok(self.incoming.sync_file_system()?);
+        }
+        Ok(arrived.iter().try_for_each(|name| self.incoming.sync_file(name))?)
+    }
+
+    /// Removes a version that has arrived in part.
+    pub fn give_up(&self, arriving: &[u8]) -> Result<(), CollectedError> {
+        Ok(self.incoming.unlink(arriving)?)
+    }
+
+    /// Has a version that has arrived stand at a path, if `local` does now. Durable after [`Self::sync`].
+    pub fn put(&mut self, path: &TreePath, local: &State, arrived: &[u8]) -> Result<Placed, CollectedError> {
+        let placed = self.put_arrived(path, local, arrived);
+        // Another name has it, if it is in place.
+        self.give_up(arrived)?;
+        placed
+    }
+
+    fn put_arrived(
         &mut self,
         path: &TreePath,
         local: &State,
-        state: &State,
-        fetch: impl FnOnce(&FileState, &mut File) -> Result<(), CollectedError>,
+        arrived: &[u8],
     ) -> Result<Placed, CollectedError> {
-        if *state != State::Absent && !self.make_parents(path)? {
-            return Ok(Placed::Obstructed);
-        }
-        let Some((dir, name)) = self.parent(path)? else { return Ok(Placed::Obstructed) };
-        match state {
-            State::Absent => self.remove(&dir, &name, local),
-            State::Directory { mode } => self.place_directory(&dir, &name, local, *mode),
-            State::File(file) => {
-                if matches!(local, State::Directory { .. }) {
-                    match self.remove(&dir, &name, local)? {
-                        Placed::Done => {}
-                        other => return Ok(other),
-                    }
-                    return self.place_file(&dir, &name, &State::Absent, file, fetch);
-                }
-                self.place_file(&dir, &name, local, file, fetch)
+        let Some((dir, name)) = self.parent_made(path)? else { return Ok(Placed::Obstructed) };
+        let local = match local {
+            State::Directory { .. } => match self.remove(&dir, &name, local)? {
+                Placed::Done => &State::Absent,
+                other => return Ok(other),
+            },
+            local => local,
+        };
+        // From here on the name may be that of a visitor's file.
+        let out = self.temporary(OUT);
+        self.incoming.rename_new(arrived, &self.incoming, &out)?;
+        let placed = self.swap_in(&out, &dir, &name, local)?;
+        self.incoming.unlink(&out)?;
+        Ok(placed)
+    }
+
+    /// Has a directory stand at a path, if `local` does now. Durable after [`Self::sync`].
+    pub fn put_directory(
+        &mut self,
+        path: &TreePath,
+        local: &State,
+        mode: u16,
+    ) -> Result<Placed, CollectedError> {
+        let Some((dir, name)) = self.parent_made(path)? else { return Ok(Placed::Obstructed) };
+        if matches!(local, State::File(_)) {
+            match self.remove(&dir, &name, local)? {
+                Placed::Done => {}
+                other => return Ok(other),
             }
+        }
+        let made = dir.ensure_dir(name.as_bytes(), 0o755)?;
+        made.set_own_metadata(&self.metadata(mode, self.clock.wall()), self.owners)?;
+        Ok(Placed::Done)
+    }
+
+    /// Removes what stands at a path, if it is `local`. Durable after [`Self::sync`].
+    pub fn take_away(&mut self, path: &TreePath, local: &State) -> Result<Placed, CollectedError> {
+        match self.parent(path)? {
+            Some((dir, name)) => self.remove(&dir, &name, local),
+            None => Ok(Placed::Obstructed),
+        }
+    }
+
+    /// Opens the directory above a path, and makes those that are missing. `None`: one of the names above is
+    /// not a directory.
+    fn parent_made(&self, path: &TreePath) -> Result<Option<(Dir, Component)>, CollectedError> {
+        match self.make_parents(path)? {
+            true => self.parent(path),
+            false => Ok(None),
         }
     }
 
@@ -231,7 +301,6 @@ impl Files {
                 Err(e) if e.is_absent() => {
                     let below = dir.create_dir(name.as_bytes(), 0o755)?;
                     below.set_own_metadata(&self.metadata(0o755, self.clock.wall()), self.owners)?;
-                    dir.sync_names()?;
                     below
                 }
                 Err(e) if e.is_no_directory() => return Ok(false),
@@ -244,69 +313,6 @@ impl Files {
     fn metadata(&self, mode: u16, mtime: Timestamp) -> Metadata {
         let (uid, gid) = self.owner;
         Metadata { mode, uid, gid, mtime }
-    }
-
-    fn place_directory(
-        &mut self,
-        dir: &Dir,
-        name: &Component,
-        local: &State,
-        mode: u16,
-    ) -> Result<Placed, CollectedError> {
-        if matches!(local, State::File(_)) {
-            match self.remove(dir, name, local)? {
-                Placed::Done => {}
-                other => return Ok(other),
-            }
-        }
-        let made = dir.ensure_dir(name.as_bytes(), 0o755)?;
-        made.set_own_metadata(&self.metadata(mode, self.clock.wall()), self.owners)?;
-        dir.sync_names()?;
-        Ok(Placed::Done)
-    }
-
-    fn place_file(
-        &mut self,
-        dir: &Dir,
-        name: &Component,
-        local: &State,
-        file: &FileState,
-        fetch: impl FnOnce(&FileState, &mut File) -> Result<(), CollectedError>,
-    ) -> Result<Placed, CollectedError> {
-        let temporary = self.temporary(NEW);
-        let mut new = self.incoming.create_file(&temporary)?;
-        let written = self.write(&mut new, file, fetch);
-        let placed = written.and_then(|()| {
-            let metadata = self.metadata(file.mode, file.mtime);
-            self.incoming.set_metadata(&temporary, &metadata, self.owners, false)?;
-            self.incoming.sync_file(&temporary)?;
-            // From here on the name may be that of a visitor's file.
-            let out = self.temporary(OUT);
-            self.incoming.rename_new(&temporary, &self.incoming, &out)?;
-            let placed = self.swap_in(&out, dir, name, local)?;
-            self.incoming.unlink(&out)?;
-            Ok(placed)
-        });
-        self.incoming.unlink(&temporary)?;
-        if placed.as_ref().is_ok_and(|placed| *placed == Placed::Done) {
-            dir.sync_names()?;
-        }
-        placed
-    }
-
-    /// Content that stands at the path already need not be fetched.
-    fn write(
-        &self,
-        new: &mut File,
-        file: &FileState,
-        fetch: impl FnOnce(&FileState, &mut File) -> Result<(), CollectedError>,
-    ) -> Result<(), CollectedError> {
-        fetch(file, new)?;
-        new.flush().map_err(CollectedError::Read)?;
-        match hash_file(new).map_err(CollectedError::Read)? == file.content {
-            true => Ok(()),
-            false => Err(CollectedError::Content),
-        }
     }
 
     /// Gives the complete file its name, if `local` still stands there.
@@ -342,7 +348,7 @@ impl Files {
             State::Absent => return Ok(Placed::Done),
             State::Directory { .. } => {
                 return match dir.remove_dir(name.as_bytes()) {
-                    Ok(_) => Ok(dir.sync_names().map(|()| Placed::Done)?),
+                    Ok(_) => Ok(Placed::Done),
                     Err(e) if e.is_denied() => Ok(Placed::Obstructed),
                     Err(e) if e.is_no_directory() => Ok(Placed::Changed),
                     Err(e) => Err(e.into()),
@@ -358,7 +364,6 @@ impl Files {
         }
         if self.is_still(&temporary, local)? {
             self.incoming.unlink(&temporary)?;
-            dir.sync_names()?;
             return Ok(Placed::Done);
         }
         self.put_back(&temporary, dir, name)?;

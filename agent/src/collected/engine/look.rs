@@ -2,6 +2,7 @@
 
 use syncd_shared::collected::{Action, Change, Ruling, State, Version, VersionNumber};
 
+use super::transfers::Arrival;
 use super::{Engine, Key, Offer, Refusal, message};
 use crate::collected::error::{AGAIN, CollectedError};
 use crate::collected::files::{Found, Placed};
@@ -10,30 +11,30 @@ use crate::collected::journal::Known;
 const DENIED: &str = "the rule deny of this directory";
 
 impl Engine {
-    /// Looks at one path, and does the next step there.
-    pub(super) fn look(&mut self, key: &Key) -> Result<(), CollectedError> {
-        let Some(files) = self.directories.get(&key.0) else { return Ok(()) };
+    /// Looks at one path, and does the next step there. Returns the version of a file that is to be placed.
+    pub(super) fn look(&mut self, key: &Key) -> Result<Option<Arrival>, CollectedError> {
+        let Some(files) = self.directories.get(&key.0) else { return Ok(None) };
         let is_directory = files.is_directory(&key.1)?;
         let is_closed = self.settled.remove(key);
         match self.ruling(key, is_directory) {
             Ruling::Taken => {}
-            Ruling::Ignored => return Ok(()),
-            Ruling::Denied => return self.deny(key, is_directory, is_closed),
+            Ruling::Ignored => return Ok(None),
+            Ruling::Denied => return self.deny(key, is_directory, is_closed).map(|()| None),
         }
         let before = self.known(key)?;
-        let Some(files) = self.directories.get(&key.0) else { return Ok(()) };
+        let Some(files) = self.directories.get(&key.0) else { return Ok(None) };
         let (local, mark) = match files.state(&key.1, before.seen.as_ref(), is_closed)? {
             (Found::State(local), mark) => (local, mark),
             (Found::Moving, _) => {
                 self.again.insert(key.clone(), self.parts.clock.now() + AGAIN);
-                return Ok(());
+                return Ok(None);
             }
-            (Found::Untaken, _) => return Ok(()),
+            (Found::Untaken, _) => return Ok(None),
         };
         let newest = before.row.newest();
         let is_refused = |refusal: &Refusal| refusal.state == Some(local) && refusal.newest == newest;
         if self.refused.get(key).is_some_and(is_refused) {
-            return Ok(());
+            return Ok(None);
         }
         match local {
             State::Absent => self.withdraw(key),
@@ -61,32 +62,45 @@ impl Engine {
             // The row will count the file as read: a power cut must not change it afterwards.
             Action::Send(_) if known != before => drop(self.unsynced.insert(key.clone())),
             Action::Send(_) => {}
-            Action::Place(version) => self.place(key, &local, version, &mut known)?,
+            Action::Place(version) => match version.state {
+                // Looked at again once there is a connection.
+                _ if self.link.is_none() => {}
+                State::File(file) => {
+                    return Ok(Some(Arrival { key: key.clone(), local, version, file, known }));
+                }
+                _ => self.place_name(key, &local, version, &mut known)?,
+            },
         }
         if known != before {
             self.rows.insert(key.clone(), known);
         }
-        Ok(())
+        Ok(None)
     }
 
-    fn place(
+    /// Places a directory, or removes what is absent in this version.
+    fn place_name(
         &mut self,
         key: &Key,
         local: &State,
         version: Version,
         known: &mut Known,
     ) -> Result<(), CollectedError> {
-        // Looked at again once there is a connection.
-        let Some(link) = &mut self.link else { return Ok(()) };
-        let fetch = |file: &_, to: &mut _| link.download(&key.0, file, to);
         let Some(files) = self.directories.get_mut(&key.0) else { return Ok(()) };
-        if let State::File(file) = &version.state {
-            files.check_room(file.size)?;
-        }
-        match files.place(&key.1, local, &version.state, fetch)? {
+        let placed = match version.state {
+            State::Directory { mode } => files.put_directory(&key.1, local, mode)?,
+            _ => files.take_away(&key.1, local)?,
+        };
+        self.placed(key, placed, version, known);
+        Ok(())
+    }
+
+    /// Notes the outcome of placing a version.
+    pub(super) fn placed(&mut self, key: &Key, placed: Placed, version: Version, known: &mut Known) {
+        match placed {
             Placed::Done => {
                 known.row.stands_at(version);
                 known.seen = None;
+                self.unsynced.insert(key.clone());
                 // A directory may be removed once it is empty.
                 if version.state == State::Absent
                     && let Some((parent, _)) = key.1.split_last()
@@ -96,23 +110,11 @@ impl Engine {
                 }
             }
             Placed::Changed => {
-                self.kept_aside = files.kept_aside()?;
+                self.count_kept_aside();
                 self.again.insert(key.clone(), self.parts.clock.now() + AGAIN);
             }
             Placed::Obstructed => {}
         }
-        Ok(())
-    }
-
-    /// Sends the content of a change. Blocks until the origin has it durably.
-    pub(super) fn upload(&mut self, key: &Key, change: &Change) -> Result<(), CollectedError> {
-        let (Some(link), Some(files), State::File(file)) =
-            (&mut self.link, self.directories.get(&key.0), &change.state)
-        else {
-            return Err(CollectedError::Disconnected);
-        };
-        let mut opened = files.open_file(&key.1)?.ok_or(CollectedError::Content)?;
-        link.upload(&key.0, file, &mut opened)
     }
 
     /// Every path is looked at again once the rules are known.
