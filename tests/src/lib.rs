@@ -35,6 +35,7 @@ pub mod replica;
 mod scene;
 pub mod seaweed;
 mod seeded;
+pub mod strace;
 pub mod tracer;
 pub mod trouble;
 pub mod uploads;

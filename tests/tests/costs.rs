@@ -2,49 +2,14 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use syncd_tests::edits::{small_site, write};
 use syncd_tests::oracle::assert_same;
-use syncd_tests::process::Daemon;
+use syncd_tests::strace::{Strace, below, lines};
 use syncd_tests::{Agent, Origin, Scene, require_program, wait};
 
-/// `strace` attached to a running process.
-struct Trace {
-    strace: Daemon,
-    file: PathBuf,
-}
-
-impl Trace {
-    fn attach(scene: &Scene, pid: u32, name: &str) -> Self {
-        Self::attach_to(scene, pid, name, "trace=%file,getdents64,statx,read,pread64")
-    }
-
-    /// Traces only these calls.
-    fn attach_to(scene: &Scene, pid: u32, name: &str, calls: &str) -> Self {
-        let program = require_program("strace", "strace");
-        let file = scene.path(&format!("{name}.trace"));
-        let mut command = Command::new(program);
-        command.args(["-f", "-y", "-s", "200", "-e", calls]);
-        command.arg("-o").arg(&file).args(["-p", &pid.to_string()]);
-        let strace = Daemon::start(&mut command, scene.directory(), name);
-        wait::until("strace to attach", || strace.log().contains("attached").then_some(()));
-        Self { strace, file }
-    }
-
-    /// Lines that name a path below `directory`.
-    fn finish(mut self, directory: &Path) -> Vec<String> {
-        self.strace.interrupt();
-        lines_below(&self.file, directory)
-    }
-}
-
-fn lines_below(trace: &Path, directory: &Path) -> Vec<String> {
-    let text = String::from_utf8_lossy(&fs::read(trace).expect("read a trace")).into_owned();
-    let below = format!("{}/", directory.display());
-    text.lines().filter(|line| line.contains(&below)).map(str::to_string).collect()
-}
+/// Calls that read files or name them.
+const FILES: &str = "%file,getdents64,statx,read,pread64";
 
 fn site(name: &str, files: usize) -> (Scene, Origin) {
     let scene = Scene::new(name);
@@ -61,10 +26,10 @@ fn commit_of_nothing_walks_nothing() {
     // The watch may still report files read for the first generation.
     origin.commit();
     let pid = origin.daemon().pid();
-    let trace = Trace::attach(&scene, pid, "commit-nothing");
+    let trace = Strace::attach(&scene, pid, "commit-nothing", FILES);
     assert_eq!(origin.commit(), 1);
     let tree = origin.tree.clone();
-    let touched = trace.finish(&tree);
+    let touched = below(trace.finish(), &tree);
     assert!(touched.is_empty(), "{} calls below the tree, like {:?}", touched.len(), touched.first());
 }
 
@@ -80,11 +45,11 @@ fn one_changed_file_touches_its_directory_only() {
         wait::until("a spare", || agent.try_status().filter(|status| status.spares >= 1));
     }
     let pid = origin.daemon().pid();
-    let at_origin = Trace::attach(&scene, pid, "one-file-origin");
+    let at_origin = Strace::attach(&scene, pid, "one-file-origin", FILES);
     let live = agent.live();
     write(&origin.tree, "section-1/page-1.html", "one changed file");
     let number = origin.commit_live();
-    let touched = at_origin.finish(&origin.tree.clone());
+    let touched = below(at_origin.finish(), &origin.tree);
     let elsewhere: Vec<&String> = touched
         .iter()
         .filter(|line| (0..12).filter(|n| *n != 1).any(|n| line.contains(&format!("section-{n}/"))))
@@ -109,10 +74,10 @@ fn one_changed_file_costs_the_same_in_a_crowded_directory() {
         // Files that were too recent are read again by then, not while calls are counted.
         std::thread::sleep(std::time::Duration::from_millis(2500));
         origin.commit();
-        let trace = Trace::attach(&scene, origin.daemon().pid(), directory);
+        let trace = Strace::attach(&scene, origin.daemon().pid(), directory, FILES);
         write(&origin.tree, &format!("{directory}/3.html"), "changed");
         origin.commit();
-        let calls = trace.finish(&origin.tree.clone());
+        let calls = below(trace.finish(), &origin.tree);
         assert!(!calls.iter().any(|call| call.contains("getdents64")), "{directory}: {calls:#?}");
         calls.len()
     });
@@ -140,7 +105,7 @@ fn a_restart_on_an_unchanged_tree_reads_no_file_content() {
     assert_eq!(origin.commit(), 1);
     let tree = origin.tree.clone();
     origin.stop();
-    let opened: Vec<String> = lines_below(&trace, &tree)
+    let opened: Vec<String> = below(lines(&trace), &tree)
         .into_iter()
         .filter(|line| !line.contains("O_DIRECTORY") && line.contains(".html"))
         .collect();
@@ -157,14 +122,11 @@ fn syncs_of_one_changed_file(name: &str) -> Vec<String> {
         agent.wait_live(origin.commit_live());
     }
     wait::until("both spares", || agent.try_status().filter(|status| status.spares >= 2));
-    let trace = Trace::attach_to(&scene, agent.daemon().pid(), name, "trace=fsync,fdatasync,syncfs,renameat");
+    let trace = Strace::attach(&scene, agent.daemon().pid(), name, "fsync,fdatasync,syncfs,renameat");
     write(&origin.tree, "section-1/page-1.html", "one changed file");
     origin.commit_live();
-    let file = trace.file.clone();
-    trace.finish(&agent.root);
-    let text = String::from_utf8_lossy(&fs::read(file).expect("read a trace")).into_owned();
     let root = agent.root.display().to_string();
-    let calls: Vec<&str> = text.lines().filter(|line| line.contains(&root)).collect();
+    let calls: Vec<String> = trace.finish().into_iter().filter(|call| call.contains(&root)).collect();
     let switch = calls.iter().position(|call| call.contains("\"live.next\"")).expect("a switch");
     let end = calls[switch..].iter().position(|call| call.contains("sync(")).expect("a sync") + switch;
     let begin =

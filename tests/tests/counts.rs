@@ -7,7 +7,6 @@
 //! `SYNCD_COUNTS=update` writes the baselines anew.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -15,7 +14,8 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use syncd_tests::edits::write;
 use syncd_tests::link::{Line, Link};
-use syncd_tests::{Agent, Origin, Scene, require_program, wait};
+use syncd_tests::strace::Strace;
+use syncd_tests::{Agent, Origin, Scene, binary, wait};
 
 /// Commits in each scenario.
 const ROUNDS: usize = 8;
@@ -82,6 +82,9 @@ impl Counts {
     }
 }
 
+/// Calls of the origin that are counted.
+const ORIGIN_CALLS: &str = "%file,getdents64,fsync,fdatasync,syncfs";
+
 /// How the files of a tree lie.
 #[derive(Clone, Copy)]
 struct Shape {
@@ -106,61 +109,50 @@ const SHAPES: [Shape; 4] = [
     },
 ];
 
-/// `strace` around a program, from its start: with a filter in the kernel it stops the program for the traced
-/// calls alone, and an agent that prepares trees runs at its usual speed.
-struct Tracer {
-    file: PathBuf,
-}
-
-/// State of a program's counts at one moment.
-struct Mark {
-    lines: usize,
+/// The calls of both programs and the bytes that they write and send, from now on.
+///
+/// The origin has settled by then: under `strace`, its first scan would take many times as long. The agent,
+/// which prepares trees meanwhile, is stopped for its syncs alone.
+struct Tally {
+    origin: Strace,
+    agent_syncs: u64,
     written: u64,
 }
 
-impl Tracer {
-    fn new(scene: &Scene, name: &str) -> Self {
-        Self { file: scene.path(&format!("{name}.calls")) }
+impl Tally {
+    fn begin(cluster: &Cluster, what: &str) -> Self {
+        let origin = Strace::attach(&cluster.scene, cluster.pids[0], what, ORIGIN_CALLS);
+        cluster.link.reset();
+        Self { origin, agent_syncs: cluster.agent_syncs(), written: cluster.written() }
     }
 
-    /// Words before the command line of the program.
-    fn prefix(&self, calls: &str) -> Vec<OsString> {
-        let strace = require_program("strace", "strace").into_os_string();
-        let words = ["-D", "-f", "-qq", "-y", "--seccomp-bpf", "-e", calls, "-o"].map(OsString::from);
-        [strace].into_iter().chain(words).chain([self.file.clone().into()]).collect()
-    }
-
-    fn mark(&self, pid: u32) -> Mark {
-        Mark { lines: self.lines().len(), written: written(pid) }
-    }
-
-    fn lines(&self) -> Vec<String> {
-        let text = String::from_utf8_lossy(&fs::read(&self.file).expect("read a trace")).into_owned();
-        text.lines().map(str::to_string).collect()
-    }
-
-    /// Sums since the mark. Calls with names count below `tree` only.
-    fn since(&self, mark: &Mark, pid: u32, tree: &Path) -> Counts {
-        let bytes = written(pid) - mark.written;
-        let mut counts = Counts { written_kib: bytes as f64 / 1024.0, ..Counts::default() };
-        let below = tree.display().to_string();
-        for line in &self.lines()[mark.lines..] {
+    /// Means of one commit.
+    fn end(self, cluster: &Cluster) -> Counts {
+        let (sent, _) = cluster.link.delivered(Instant::now());
+        let mut sums = Counts {
+            syncs: (cluster.agent_syncs() - self.agent_syncs) as f64,
+            written_kib: (cluster.written() - self.written) as f64 / 1024.0,
+            sent_kib: sent as f64 / 1024.0,
+            ..Counts::default()
+        };
+        let below = cluster.tree.display().to_string();
+        for line in self.origin.finish() {
             // The other half of a call that another thread interrupted has no parenthesis after its name.
             let Some((call, _)) = line.split_once('(') else { continue };
             match call.split_whitespace().last() {
-                Some("fsync" | "fdatasync" | "syncfs") => counts.syncs += 1.0,
-                Some("getdents64") if line.contains(&below) => counts.listings += 1.0,
-                Some(_) if line.contains(&below) => counts.names += 1.0,
+                Some("fsync" | "fdatasync" | "syncfs") => sums.syncs += 1.0,
+                Some("getdents64") if line.contains(&below) => sums.listings += 1.0,
+                Some(_) if line.contains(&below) => sums.names += 1.0,
                 _ => {}
             }
         }
-        let each = |sum: f64| sum / ROUNDS as f64;
+        let mean = |sum: f64| (sum / ROUNDS as f64 * 10.0).round() / 10.0;
         Counts {
-            names: each(counts.names),
-            listings: each(counts.listings),
-            syncs: each(counts.syncs),
-            written_kib: each(counts.written_kib),
-            sent_kib: 0.0,
+            names: mean(sums.names),
+            listings: mean(sums.listings),
+            syncs: mean(sums.syncs),
+            written_kib: mean(sums.written_kib),
+            sent_kib: mean(sums.sent_kib),
         }
     }
 }
@@ -172,28 +164,19 @@ fn written(pid: u32) -> u64 {
     line.and_then(|value| value.trim().parse().ok()).expect("a count of bytes written")
 }
 
-fn sum(origin: Counts, agent: Counts, sent: u64) -> Counts {
-    let round = |value: f64| (value * 10.0).round() / 10.0;
-    Counts {
-        names: round(origin.names),
-        listings: round(origin.listings),
-        syncs: round(origin.syncs + agent.syncs),
-        written_kib: round(origin.written_kib + agent.written_kib),
-        sent_kib: round(sent as f64 / 1024.0 / ROUNDS as f64),
-    }
-}
-
 /// An origin and an agent on a tree of one shape and size.
 struct Cluster {
-    _scene: Scene,
+    scene: Scene,
     shape: Shape,
     size: usize,
     tree: PathBuf,
     origin: Origin,
     agent: Agent,
+    /// Of the origin, and of the agent.
+    pids: [u32; 2],
+    /// Grows by a byte with each sync of the agent.
+    agent_syncs: PathBuf,
     link: Link,
-    /// The tracer of the origin, and that of the agent.
-    tracers: [Tracer; 2],
 }
 
 impl Cluster {
@@ -203,18 +186,17 @@ impl Cluster {
         for number in 0..size {
             write(&tree, &(shape.place)(number), format!("<p>page {number}</p>"));
         }
-        let tracers = ["origin", "agent"].map(|name| Tracer::new(&scene, name));
-        let mut origin = Origin::create(&scene, &tree);
-        origin.under(&tracers[0].prefix("trace=%file,getdents64,fsync,fdatasync,syncfs"));
-        origin.start();
+        let mut origin = Origin::started(&scene, &tree);
         let link = Link::new(origin.address(), Line { round_trip: Duration::ZERO, bytes_per_second: 1e9 });
         // Commits that come faster than the grace take new slots, each of which costs as much as the tree.
         let mut agent = Agent::new(&scene, "web1").with_options(&["--grace", "0s"]);
         agent.join(&link.address(), &origin.token()).expect_success();
-        agent.under(&tracers[1].prefix("trace=fsync,fdatasync,syncfs"));
+        let agent_syncs = scene.path("agent.syncs");
+        agent.under(&[binary("count-syncs").into(), agent_syncs.clone().into()]);
         agent.start();
         origin.wait_connected(&["web1"]);
-        let cluster = Self { _scene: scene, shape, size, tree, origin, agent, link, tracers };
+        let pids = [origin.daemon().pid(), agent.daemon().pid()];
+        let cluster = Self { scene, shape, size, tree, origin, agent, pids, agent_syncs, link };
         // Until every slot has been patched once.
         for round in 0..4 {
             cluster.commit(size / 2, format!("warm {round}"));
@@ -228,26 +210,30 @@ impl Cluster {
         self.agent.wait_live(self.origin.commit_live());
     }
 
+    fn agent_syncs(&self) -> u64 {
+        fs::metadata(&self.agent_syncs).expect("a file of counts").len()
+    }
+
+    /// Bytes that both programs have written so far.
+    fn written(&self) -> u64 {
+        self.pids.map(written).into_iter().sum()
+    }
+
     /// Counts one commit of `change`, whose argument is the number of the round.
-    fn count(&mut self, what: &str, change: impl Fn(&Self, usize)) -> (String, Counts) {
+    fn count(&self, what: &str, change: impl Fn(&Self, usize)) -> (String, Counts) {
         wait::until("both spares", || self.agent.try_status().filter(|status| status.spares >= 2));
-        let pids = [self.origin.daemon().pid(), self.agent.daemon().pid()];
-        let marks = [0, 1].map(|side| self.tracers[side].mark(pids[side]));
-        self.link.reset();
+        let tally = Tally::begin(self, what);
         for round in 0..ROUNDS {
             change(self, round);
         }
-        let (sent, _) = self.link.delivered(Instant::now());
-        let [origin, agent] =
-            [0, 1].map(|side| self.tracers[side].since(&marks[side], pids[side], &self.tree));
-        let counts = sum(origin, agent, sent);
+        let counts = tally.end(self);
         (format!("{} {what} {}", self.shape.name, self.size), counts)
     }
 }
 
 /// Counts of changing and of adding a file in a tree of this shape and size.
 fn measure(shape: Shape, size: usize) -> [(String, Counts); 2] {
-    let mut cluster = Cluster::start(shape, size);
+    let cluster = Cluster::start(shape, size);
     let changed =
         cluster.count("change", |cluster, round| cluster.commit(size / 3, format!("changed {round}")));
     let added = cluster.count("add", |cluster, round| cluster.commit(size + round, format!("added {round}")));
