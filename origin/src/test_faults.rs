@@ -22,6 +22,21 @@ pub(crate) const fn answers_early() -> bool {
     false
 }
 
+/// Whether uploaded contents are acknowledged without a sync.
+#[cfg(feature = "test-faults")]
+pub(crate) fn leaves_contents_unsynced() -> bool {
+    static UNSYNCED: std::sync::LazyLock<bool> = std::sync::LazyLock::new(|| {
+        std::env::var("SYNCD_PLANTED").is_ok_and(|name| name == "unsynced-contents")
+    });
+    *UNSYNCED
+}
+
+/// Whether uploaded contents are acknowledged without a sync.
+#[cfg(not(feature = "test-faults"))]
+pub(crate) const fn leaves_contents_unsynced() -> bool {
+    false
+}
+
 #[cfg(feature = "test-faults")]
 fn is_hasty() -> bool {
     static HASTY: std::sync::LazyLock<bool> =

@@ -308,10 +308,19 @@ impl Engine {
 
     fn open_all(&mut self) -> Result<(), CollectedError> {
         for (name, files) in (self.parts.open)()? {
-            self.kept_aside = files.kept_aside()?;
             self.directories.entry(name).or_insert(files);
         }
+        self.count_kept_aside();
         Ok(())
+    }
+
+    fn count_kept_aside(&mut self) {
+        // All directories share `.incoming`.
+        match self.directories.values().next().map(Files::kept_aside) {
+            None => self.kept_aside = 0,
+            Some(Ok(count)) => self.kept_aside = count,
+            Some(Err(error)) => tracing::warn!(error = error_chain(&error), "files kept aside were not counted"),
+        }
     }
 
     /// Introduces this node.

@@ -12,8 +12,7 @@
 //! each path.
 //!
 //! **After a crash.** Rows are durable before a change is sent. Local changes and placed files are durable
-//! before their rows.
-//! All names are looked at again after every start and after every connection.
+//! before their rows, and a version is durable before it gets its name. All names are looked at again after every start and after every connection.
 
 mod engine;
 mod error;
@@ -28,7 +27,7 @@ mod watch;
 #[cfg(feature = "testing")]
 pub use {
     crate::state::disk::Owners,
-    engine::{Engine, Event, Link, Watches},
+    engine::{Engine, Event, Link, Transfer, Watches},
     error::CollectedError,
     opening::Surroundings,
 };

@@ -1,24 +1,26 @@
 //! A connection to the origin: messages, and contents on their way. Calls block.
 
-use std::fs::File;
 use std::io::Write;
 
 use bytes::Bytes;
+use futures::StreamExt as _;
+use futures::stream;
 use syncd_proto::v1;
 use syncd_proto::v1::collected_client::CollectedClient;
 use syncd_proto::v1::collected_up::Message as Up;
 use syncd_proto::v1::collected_upload::Message;
-use syncd_shared::collected::{CollectedName, FileState};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
-use super::engine::Link;
+use super::engine::{Link, Transfer};
 use super::error::CollectedError;
 use super::files::next_piece;
 
 const PIECE_BYTES: usize = 64 * 1024;
+/// Contents on their way at once: most of them are small, and each takes a round trip.
+const AT_ONCE: usize = 16;
 /// Pieces that wait for the connection.
 const PIECES: usize = 4;
 
@@ -35,51 +37,63 @@ impl Link for Stream {
         self.runtime.block_on(self.messages.send(message)).map_err(|_| CollectedError::Disconnected)
     }
 
-    fn upload(
-        &mut self,
-        name: &CollectedName,
-        file: &FileState,
-        from: &mut File,
-    ) -> Result<(), CollectedError> {
-        let (pieces, queue) = mpsc::channel(PIECES);
-        let mut client = self.client.clone();
-        let answer = self.runtime.spawn(async move { client.upload(ReceiverStream::new(queue)).await });
-        let send = |message| {
-            let message = v1::CollectedUpload { message: Some(message) };
-            self.runtime.block_on(pieces.send(message)).is_ok()
-        };
-        let mut goes_on = send(Message::Content(wanted(name, file)));
-        let mut buffer = vec![0; PIECE_BYTES];
-        while goes_on {
-            let read = next_piece(from, &mut buffer)?;
-            let Some(piece) = buffer.get(..read).filter(|piece| !piece.is_empty()) else { break };
-            goes_on = send(Message::Piece(Bytes::copy_from_slice(piece)));
-        }
-        drop(pieces);
-        self.runtime.block_on(answer).map_err(|_| CollectedError::Disconnected)??;
-        Ok(())
+    fn upload(&mut self, contents: &mut [Transfer]) -> Vec<Result<(), CollectedError>> {
+        let sent = contents.iter_mut().map(|transfer| send(self.client.clone(), transfer));
+        self.runtime.block_on(stream::iter(sent).buffered(AT_ONCE).collect())
     }
 
-    fn download(
-        &mut self,
-        name: &CollectedName,
-        file: &FileState,
-        to: &mut File,
-    ) -> Result<(), CollectedError> {
-        let client = &mut self.client;
-        self.runtime.block_on(async {
-            let mut pieces = client.download(wanted(name, file)).await?.into_inner();
-            let mut left = file.size;
-            while let Some(v1::CollectedPiece { piece }) = pieces.message().await? {
-                left = left.checked_sub(piece.len() as u64).ok_or(CollectedError::Content)?;
-                to.write_all(&piece).map_err(CollectedError::Read)?;
-            }
-            if left == 0 { Ok(()) } else { Err(CollectedError::Content) }
-        })
+    fn download(&mut self, contents: &mut [Transfer]) -> Vec<Result<(), CollectedError>> {
+        let received = contents.iter_mut().map(|transfer| receive(self.client.clone(), transfer));
+        self.runtime.block_on(stream::iter(received).buffered(AT_ONCE).collect())
     }
 }
 
-fn wanted(name: &CollectedName, file: &FileState) -> v1::CollectedContent {
+async fn send(
+    mut client: CollectedClient<Channel>,
+    transfer: &mut Transfer,
+) -> Result<(), CollectedError> {
+    let (messages, queue) = mpsc::channel(PIECES);
+    // The call ends if the file can't be read, because then the content is incomplete.
+    let (read, answer) =
+        tokio::join!(send_pieces(transfer, messages), client.upload(ReceiverStream::new(queue)));
+    read?;
+    answer?;
+    Ok(())
+}
+
+/// Ends early once nobody receives: the answer says why.
+async fn send_pieces(
+    transfer: &mut Transfer,
+    messages: mpsc::Sender<v1::CollectedUpload>,
+) -> Result<(), CollectedError> {
+    let send = async |message| {
+        let message = v1::CollectedUpload { message: Some(message) };
+        messages.send(message).await.is_ok()
+    };
+    let mut goes_on = send(Message::Content(wanted(transfer))).await;
+    let mut buffer = vec![0; PIECE_BYTES];
+    while goes_on {
+        let read = next_piece(&mut transfer.open, &mut buffer)?;
+        let Some(piece) = buffer.get(..read).filter(|piece| !piece.is_empty()) else { break };
+        goes_on = send(Message::Piece(Bytes::copy_from_slice(piece))).await;
+    }
+    Ok(())
+}
+
+async fn receive(
+    mut client: CollectedClient<Channel>,
+    transfer: &mut Transfer,
+) -> Result<(), CollectedError> {
+    let mut pieces = client.download(wanted(transfer)).await?.into_inner();
+    let mut left = transfer.file.size;
+    while let Some(v1::CollectedPiece { piece }) = pieces.message().await? {
+        left = left.checked_sub(piece.len() as u64).ok_or(CollectedError::Content)?;
+        transfer.open.write_all(&piece).map_err(CollectedError::Read)?;
+    }
+    if left == 0 { Ok(()) } else { Err(CollectedError::Content) }
+}
+
+fn wanted(Transfer { name, file, .. }: &Transfer) -> v1::CollectedContent {
     let content = Bytes::copy_from_slice(file.content.as_bytes());
     v1::CollectedContent { directory: name.to_string(), content, size: file.size }
 }

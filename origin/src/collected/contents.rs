@@ -2,19 +2,30 @@
 //!
 //! They are not in the store's packs: uploads are compressed already, a pack has to be rewritten to be rid of
 //! one content, and a scan may hold the store's only writer for minutes.
+//!
+//! Uploads are not synced one by one. The keeper syncs those that a batch of changes needs together, before
+//! it commits the batch.
 
+use std::collections::{BTreeSet, HashSet};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use rustix::fs::{CWD, RenameFlags};
+use rustix::io::Errno;
 use syncd_shared::ContentHash;
 
 use super::{CollectError, io_error};
+use crate::test_faults;
 
 /// Share of the file system that uploads leave to the store, at most [`RESERVE_MAX_BYTES`].
 const RESERVE_SHARE: u64 = 16;
 const RESERVE_MAX_BYTES: u64 = 1024 * 1024 * 1024;
+
+/// More contents than these are made durable by one sync of the file system.
+const SYNCED_SINGLY: usize = 4;
 
 /// Directory of contents. See the module documentation.
 #[derive(Debug)]
@@ -22,6 +33,10 @@ pub struct Contents {
     complete: PathBuf,
     incoming: PathBuf,
     next: AtomicU64,
+    /// Contents that a power cut might damage. Nothing durable refers to them.
+    unsynced: Mutex<HashSet<ContentHash>>,
+    /// `complete`, open since before the first upload: a sync reports failures from then on.
+    directory: File,
 }
 
 impl Contents {
@@ -45,7 +60,13 @@ impl Contents {
         }
         sync_directory(&complete)?;
         sync_directory(parent)?;
-        Ok(Self { complete, incoming, next: AtomicU64::new(0) })
+        let directory = File::open(&complete).map_err(io_error("read", &complete))?;
+        let unsynced = Mutex::default();
+        Ok(Self { complete, incoming, next: AtomicU64::new(0), unsynced, directory })
+    }
+
+    fn unsynced(&self) -> MutexGuard<'_, HashSet<ContentHash>> {
+        self.unsynced.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn shard(&self, content: &ContentHash) -> PathBuf {
@@ -57,7 +78,7 @@ impl Contents {
         self.shard(content).join(content.to_string())
     }
 
-    /// Whether the content is here. Its name may not be durable yet ([`Self::sync_names`]).
+    /// Whether the content is here. It may not be durable yet ([`Self::sync`]).
     pub fn has(&self, content: &ContentHash, size: u64) -> bool {
         fs::symlink_metadata(self.path(content)).is_ok_and(|found| found.is_file() && found.len() == size)
     }
@@ -67,20 +88,43 @@ impl Contents {
         File::open(&path).map_err(io_error("read", &path))
     }
 
-    /// Makes the names of these contents durable.
-    pub(super) fn sync_names<'a>(
-        &self,
-        contents: impl IntoIterator<Item = &'a ContentHash>,
-    ) -> Result<(), CollectError> {
-        let mut shards: Vec<PathBuf> = contents.into_iter().map(|content| self.shard(content)).collect();
-        shards.sort_unstable();
-        shards.dedup();
-        shards.iter().try_for_each(|shard| sync_directory(shard))
+    /// Makes these contents durable, with their names. After a failure no upload that is not durable is here
+    /// any more, because a second sync would not report what the first one lost.
+    pub(super) fn sync(&self, contents: &BTreeSet<ContentHash>) -> Result<(), CollectError> {
+        let due: Vec<ContentHash> = {
+            let unsynced = self.unsynced();
+            contents.iter().filter(|content| unsynced.contains(*content)).copied().collect()
+        };
+        if due.is_empty() || test_faults::leaves_contents_unsynced() {
+            return Ok(());
+        }
+        let synced = match due.len() > SYNCED_SINGLY {
+            true => {
+                rustix::fs::syncfs(&self.directory).map_err(|e| io_error("sync", &self.complete)(e.into()))
+            }
+            false => due.iter().try_for_each(|content| self.sync_one(content)),
+        };
+        let mut unsynced = self.unsynced();
+        if synced.is_ok() {
+            due.iter().for_each(|content| drop(unsynced.remove(content)));
+        } else {
+            for content in unsynced.drain() {
+                let _ = fs::remove_file(self.path(&content));
+            }
+        }
+        synced
+    }
+
+    fn sync_one(&self, content: &ContentHash) -> Result<(), CollectError> {
+        let path = self.path(content);
+        File::open(&path).and_then(|file| file.sync_all()).map_err(io_error("sync", &path))?;
+        sync_directory(&self.shard(content))
     }
 
     /// Removes a content that nothing uses.
     pub(super) fn remove(&self, content: &ContentHash) -> Result<(), CollectError> {
         let path = self.path(content);
+        self.unsynced().remove(content);
         match fs::remove_file(&path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(io_error("remove", &path)(e)),
             _ => Ok(()),
@@ -167,7 +211,7 @@ impl Upload<'_> {
         self.file.write_all(bytes).map_err(io_error("write", &self.path))
     }
 
-    /// Checks the content, and gives it its name. The bytes are durable on return.
+    /// Checks the content, and gives it its name. It is durable once a change that needs it is answered.
     pub fn finish(self) -> Result<(), CollectError> {
         if self.received != self.size {
             return Err(CollectError::Size { expected: self.size, actual: self.received });
@@ -176,9 +220,17 @@ impl Upload<'_> {
         if actual != self.content {
             return Err(CollectError::Content { expected: self.content, actual });
         }
-        self.file.sync_all().map_err(io_error("sync", &self.path))?;
         let path = self.contents.path(&self.content);
-        fs::rename(&self.path, &path).map_err(io_error("create", &path))
+        let mut unsynced = self.contents.unsynced();
+        let named = match rustix::fs::renameat_with(CWD, &self.path, CWD, &path, RenameFlags::NOREPLACE) {
+            // One that is here may be durable already.
+            Err(Errno::EXIST) if self.contents.has(&self.content, self.size) => return Ok(()),
+            Err(Errno::EXIST) => fs::rename(&self.path, &path),
+            named => named.map_err(io::Error::from),
+        };
+        named.map_err(io_error("create", &path))?;
+        unsynced.insert(self.content);
+        Ok(())
     }
 }
 

@@ -104,6 +104,11 @@ impl Index {
         transaction.commit().map_err(failed)
     }
 
+    /// Undoes a transaction that has changed nothing, without a wait for the disk.
+    pub fn abort(transaction: WriteTransaction) -> Result<(), CollectError> {
+        transaction.abort().map_err(failed)
+    }
+
     pub fn is_used(&self, content: &ContentHash) -> Result<bool, CollectError> {
         let transaction = self.database.begin_read().map_err(failed)?;
         let uses = transaction.open_table(USES).map_err(failed)?;
@@ -590,6 +595,11 @@ impl<'t> Tables<'t> {
     }
 
     /// Whether a content is used, within this transaction.
+    /// Undoes a transaction that has changed nothing, without a wait for the disk.
+    pub fn abort(transaction: WriteTransaction) -> Result<(), CollectError> {
+        transaction.abort().map_err(failed)
+    }
+
     pub fn is_used(&self, content: &ContentHash) -> Result<bool, CollectError> {
         Ok(self.uses(content)? > 0)
     }

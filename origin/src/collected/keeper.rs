@@ -133,8 +133,13 @@ fn judge_all(shared: &Shared, changes: &[NodeChange]) -> Result<Vec<Decision>, C
     }
     let transaction = shared.index.begin()?;
     let Judged { decisions, added, unused, news } = Batch::new(shared, &transaction)?.judge_all(changes)?;
+    // A commit waits for the disk, and such a batch has changed nothing.
+    if decisions.iter().all(|decision| *decision == Decision::NeedsContent) {
+        Index::abort(transaction)?;
+        return Ok(decisions);
+    }
     // Before the commit refers to them.
-    shared.contents.sync_names(added.iter())?;
+    shared.contents.sync(&added)?;
     Index::commit(transaction)?;
     remove(shared, unused);
     // Fails only while nobody listens.

@@ -359,7 +359,7 @@ impl Collected for Collect {
     }
 }
 
-/// Receives a content. It is durable on return. Its writer blocks a thread of its own.
+/// Receives a content, which is durable once its change is answered. Its writer blocks a thread of its own.
 async fn receive(
     collection: &Collection,
     rates: &Rates,

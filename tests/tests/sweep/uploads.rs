@@ -52,14 +52,43 @@ fn no_cut_at_the_origin_loses_an_upload_that_it_has_taken() {
     sweep(Side::Origin, |point| point.path.contains("collected"));
 }
 
+/// A power cut after call `ordinal`.
+fn power_cut(ordinal: usize) -> Case {
+    Case { ordinal, after: true, end: End::PowerCut, linger: Duration::ZERO }
+}
+
+/// An exchange whose side of this kind has a bug.
+fn planted(side: Side, bug: &'static str) -> (Scene, Exchange) {
+    let scene = Scene::in_memory(&format!("sweep-{bug}"));
+    let mount = Mount::ext4(&scene.path("disk"), 64);
+    let mut exchange = Exchange::new(&scene, mount, side);
+    exchange.planted = Some(bug);
+    exchange.patience = Duration::from_secs(8);
+    (scene, exchange)
+}
+
+fn is_caught_at_the_end(side: Side, bug: &'static str) {
+    let (_scene, mut exchange) = planted(side, bug);
+    let complaint = (0..PLANTED_ROUNDS).find_map(|_| exchange.run(power_cut(usize::MAX)).err());
+    println!("{bug}: {}", complaint.expect("the planted bug was not caught"));
+}
+
 #[test]
 fn an_upload_that_is_sent_before_it_is_durable_is_caught() {
-    let scene = Scene::in_memory("sweep-uploads-planted");
-    let mount = Mount::ext4(&scene.path("disk"), 64);
-    let mut exchange = Exchange::new(&scene, mount, Side::Node);
-    exchange.planted = Some("unsynced-uploads");
-    exchange.patience = Duration::from_secs(8);
-    let at_end = Case { ordinal: usize::MAX, after: false, end: End::PowerCut, linger: Duration::ZERO };
-    let complaint = (0..PLANTED_ROUNDS).find_map(|_| exchange.run(at_end).err());
-    println!("unsynced-uploads: {}", complaint.expect("the planted bug was not caught"));
+    is_caught_at_the_end(Side::Node, "unsynced-uploads");
+}
+
+#[test]
+fn an_upload_that_is_taken_before_it_is_durable_is_caught() {
+    is_caught_at_the_end(Side::Origin, "unsynced-contents");
+}
+
+/// Once the names are durable the content is so too: only a sync of another file between the two shows it.
+#[test]
+fn a_version_that_is_named_before_it_is_durable_is_caught() {
+    let (_scene, mut exchange) = planted(Side::Node, "unsynced-versions");
+    let points = exchange.count();
+    let synced = points.iter().filter(|point| point.call.contains("sync"));
+    let complaint = synced.rev().find_map(|point| exchange.run(power_cut(point.ordinal)).err());
+    println!("unsynced-versions: {}", complaint.expect("the planted bug was not caught"));
 }

@@ -35,12 +35,13 @@ impl Link for Wire {
         Ok(())
     }
 
-    fn upload(&mut self, _: &CollectedName, _: &FileState, _: &mut File) -> Result<(), CollectedError> {
-        Ok(())
+    fn upload(&mut self, contents: &mut [Transfer]) -> Vec<Result<(), CollectedError>> {
+        contents.iter().map(|_| Ok(())).collect()
     }
 
-    fn download(&mut self, _: &CollectedName, _: &FileState, to: &mut File) -> Result<(), CollectedError> {
-        io::Write::write_all(to, THEIRS).map_err(CollectedError::Read)
+    fn download(&mut self, contents: &mut [Transfer]) -> Vec<Result<(), CollectedError>> {
+        let write = |transfer: &mut Transfer| io::Write::write_all(&mut transfer.open, THEIRS);
+        contents.iter_mut().map(|transfer| write(transfer).map_err(CollectedError::Read)).collect()
     }
 }
 

@@ -1,15 +1,13 @@
 //! The connection of a node to the origin, as its engine sees it. In each call the node may be killed, the
 //! line may be cut, and visitors may write.
 
-use std::fs::File;
 use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use syncd_agent::collected::{CollectedError, Link};
+use syncd_agent::collected::{CollectedError, Link, Transfer};
 use syncd_origin::collected::{CollectError, Collection};
 use syncd_proto::v1::collected_up::Message as Up;
-use syncd_shared::collected::{CollectedName, FileState};
 use tonic::Status;
 
 use super::visit::{Visit, Visited};
@@ -75,6 +73,32 @@ impl Line {
         self.moment()?;
         lock(&self.wire).collection.clone().ok_or(CollectedError::Disconnected)
     }
+
+    fn upload_one(&self, Transfer { file, open, .. }: &mut Transfer) -> Result<(), CollectedError> {
+        let collection = self.origin()?;
+        let mut upload = collection.contents().upload(file.content, file.size).map_err(refused)?;
+        let mut bytes = Vec::new();
+        open.read_to_end(&mut bytes).map_err(CollectedError::Read)?;
+        for piece in bytes.chunks(bytes.len() / 2 + 1) {
+            upload.write(piece).map_err(refused)?;
+            self.moment()?;
+        }
+        upload.finish().map_err(refused)?;
+        // The answer may be lost.
+        self.moment()
+    }
+
+    fn download_one(&self, Transfer { file, open, .. }: &mut Transfer) -> Result<(), CollectedError> {
+        let collection = self.origin()?;
+        let mut content = collection.contents().open_content(&file.content).map_err(refused)?;
+        let mut bytes = Vec::new();
+        content.read_to_end(&mut bytes).map_err(CollectedError::Read)?;
+        for piece in bytes.chunks(bytes.len() / 2 + 1) {
+            open.write_all(piece).map_err(CollectedError::Read)?;
+            self.moment()?;
+        }
+        Ok(())
+    }
 }
 
 fn refused(error: CollectError) -> CollectedError {
@@ -88,40 +112,12 @@ impl Link for Line {
         Ok(())
     }
 
-    fn upload(
-        &mut self,
-        _name: &CollectedName,
-        file: &FileState,
-        from: &mut File,
-    ) -> Result<(), CollectedError> {
-        let collection = self.origin()?;
-        let mut upload = collection.contents().upload(file.content, file.size).map_err(refused)?;
-        let mut bytes = Vec::new();
-        from.read_to_end(&mut bytes).map_err(CollectedError::Read)?;
-        for piece in bytes.chunks(bytes.len() / 2 + 1) {
-            upload.write(piece).map_err(refused)?;
-            self.moment()?;
-        }
-        upload.finish().map_err(refused)?;
-        // The answer may be lost.
-        self.moment()
+    fn upload(&mut self, contents: &mut [Transfer]) -> Vec<Result<(), CollectedError>> {
+        contents.iter_mut().map(|transfer| self.upload_one(transfer)).collect()
     }
 
-    fn download(
-        &mut self,
-        _name: &CollectedName,
-        file: &FileState,
-        to: &mut File,
-    ) -> Result<(), CollectedError> {
-        let collection = self.origin()?;
-        let mut content = collection.contents().open_content(&file.content).map_err(refused)?;
-        let mut bytes = Vec::new();
-        content.read_to_end(&mut bytes).map_err(CollectedError::Read)?;
-        for piece in bytes.chunks(bytes.len() / 2 + 1) {
-            to.write_all(piece).map_err(CollectedError::Read)?;
-            self.moment()?;
-        }
-        Ok(())
+    fn download(&mut self, contents: &mut [Transfer]) -> Vec<Result<(), CollectedError>> {
+        contents.iter_mut().map(|transfer| self.download_one(transfer)).collect()
     }
 }
 
