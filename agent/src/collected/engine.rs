@@ -319,7 +319,9 @@ impl Engine {
         match self.directories.values().next().map(Files::kept_aside) {
             None => self.kept_aside = 0,
             Some(Ok(count)) => self.kept_aside = count,
-            Some(Err(error)) => tracing::warn!(error = error_chain(&error), "files kept aside were not counted"),
+            Some(Err(error)) => {
+                tracing::warn!(error = error_chain(&error), "files kept aside were not counted")
+            }
         }
     }
 

@@ -222,7 +222,8 @@ impl Files {
 
     /// Removes a version that has arrived in part.
     pub fn give_up(&self, arriving: &[u8]) -> Result<(), CollectedError> {
-        Ok(self.incoming.unlink(arriving)?)
+        self.incoming.unlink(arriving)?;
+        Ok(())
     }
 
     /// Has a version that has arrived stand at a path, if `local` does now. Durable after [`Self::sync`].

@@ -48,10 +48,7 @@ impl Link for Stream {
     }
 }
 
-async fn send(
-    mut client: CollectedClient<Channel>,
-    transfer: &mut Transfer,
-) -> Result<(), CollectedError> {
+async fn send(mut client: CollectedClient<Channel>, transfer: &mut Transfer) -> Result<(), CollectedError> {
     let (messages, queue) = mpsc::channel(PIECES);
     // The call ends if the file can't be read, because then the content is incomplete.
     let (read, answer) =

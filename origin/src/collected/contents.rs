@@ -91,7 +91,7 @@ impl Contents {
     /// Makes these contents durable, with their names. After a failure no upload that is not durable is here
     /// any more, because a second sync would not report what the first one lost.
     pub(super) fn sync(&self, contents: &BTreeSet<ContentHash>) -> Result<(), CollectError> {
-        let due: Vec<ContentHash> = {
+        let due: HashSet<ContentHash> = {
             let unsynced = self.unsynced();
             contents.iter().filter(|content| unsynced.contains(*content)).copied().collect()
         };
@@ -106,7 +106,7 @@ impl Contents {
         };
         let mut unsynced = self.unsynced();
         if synced.is_ok() {
-            due.iter().for_each(|content| drop(unsynced.remove(content)));
+            unsynced.retain(|content| !due.contains(content));
         } else {
             for content in unsynced.drain() {
                 let _ = fs::remove_file(self.path(&content));

@@ -595,11 +595,6 @@ impl<'t> Tables<'t> {
     }
 
     /// Whether a content is used, within this transaction.
-    /// Undoes a transaction that has changed nothing, without a wait for the disk.
-    pub fn abort(transaction: WriteTransaction) -> Result<(), CollectError> {
-        transaction.abort().map_err(failed)
-    }
-
     pub fn is_used(&self, content: &ContentHash) -> Result<bool, CollectError> {
         Ok(self.uses(content)? > 0)
     }

@@ -120,6 +120,46 @@ async fn a_content_that_is_not_what_was_announced_is_not_kept() {
     assert_eq!(std::fs::read_dir(data.path().join("collected/incoming")).unwrap().count(), 0);
 }
 
+#[test]
+fn a_content_that_is_here_is_not_replaced_by_another_upload() {
+    use std::os::unix::fs::MetadataExt;
+
+    let data = tempfile::tempdir().unwrap();
+    let collection = open(data.path());
+    let content = ContentHash::of(b"one");
+    let file = || collection.contents().open_content(&content).unwrap();
+    upload(&collection, "one");
+    let first = file();
+    upload(&collection, "one");
+    assert_eq!(first.metadata().unwrap().ino(), file().metadata().unwrap().ino());
+    // Damage shows in the size.
+    let path =
+        data.path().join("collected/contents").join(&content.to_string()[..2]).join(content.to_string());
+    std::fs::write(path, "on").unwrap();
+    assert!(!has(&collection, "one"));
+    upload(&collection, "one");
+    assert!(has(&collection, "one"));
+}
+
+#[tokio::test]
+async fn after_a_failed_sync_nodes_are_asked_for_contents_again() {
+    let data = tempfile::tempdir().unwrap();
+    let collection = open(data.path());
+    assert_eq!(change(&collection, "durable", 0, Some("durable")).await, (Verdict::Take, 1));
+    upload(&collection, "one");
+    upload(&collection, "two");
+    // The sync can't open this one.
+    let lost = ContentHash::of(b"one");
+    let path = data.path().join("collected/contents").join(&lost.to_string()[..2]).join(lost.to_string());
+    std::fs::remove_file(path).unwrap();
+    collection.contents().sync(&[lost].into()).unwrap_err();
+    assert!(!has(&collection, "two"), "nobody knows whether it is damaged");
+    assert!(has(&collection, "durable"));
+    assert_eq!(decide(&collection, "two", 0, file("two")).await, Decision::NeedsContent);
+    assert_eq!(change(&collection, "two", 0, Some("two")).await, (Verdict::Take, 2));
+    collection.contents().sync(&[ContentHash::of(b"two")].into()).unwrap();
+}
+
 #[tokio::test]
 async fn a_loser_is_kept_within_a_bound_of_bytes() {
     let data = tempfile::tempdir().unwrap();

@@ -3,7 +3,7 @@
 use std::fs;
 use std::sync::{Arc, Mutex};
 
-use syncd_shared::collected::{Answer, Verdict, VersionNumber};
+use syncd_shared::collected::{Answer, FileState, Verdict, VersionNumber};
 use syncd_shared::hash::ContentHash;
 use tempfile::TempDir;
 
@@ -15,12 +15,16 @@ const THEIRS: &[u8] = b"theirs";
 const HOUR: Duration = Duration::from_secs(60 * 60);
 
 #[derive(Clone, Default)]
-struct Wire(Arc<Mutex<Vec<Up>>>);
+struct Wire {
+    sent: Arc<Mutex<Vec<Up>>>,
+    /// Numbers of contents that travelled together, here and there.
+    together: Arc<Mutex<Vec<usize>>>,
+}
 
 impl Wire {
     /// The changes that were sent since the last call.
     fn changes(&self) -> Vec<v1::CollectedChange> {
-        let sent = std::mem::take(&mut *self.0.lock().unwrap());
+        let sent = std::mem::take(&mut *self.sent.lock().unwrap());
         let change = |message| match message {
             Up::Change(change) => Some(change),
             Up::Hello(_) => None,
@@ -31,15 +35,17 @@ impl Wire {
 
 impl Link for Wire {
     fn send(&mut self, message: Up) -> Result<(), CollectedError> {
-        self.0.lock().unwrap().push(message);
+        self.sent.lock().unwrap().push(message);
         Ok(())
     }
 
     fn upload(&mut self, contents: &mut [Transfer]) -> Vec<Result<(), CollectedError>> {
+        self.together.lock().unwrap().push(contents.len());
         contents.iter().map(|_| Ok(())).collect()
     }
 
     fn download(&mut self, contents: &mut [Transfer]) -> Vec<Result<(), CollectedError>> {
+        self.together.lock().unwrap().push(contents.len());
         let write = |transfer: &mut Transfer| io::Write::write_all(&mut transfer.open, THEIRS);
         contents.iter_mut().map(|transfer| write(transfer).map_err(CollectedError::Read)).collect()
     }
@@ -97,19 +103,8 @@ impl Scene {
     }
 
     fn version(&mut self, number: u64, content: &[u8]) -> Version {
-        let file = FileState {
-            content: ContentHash::of(content),
-            size: content.len() as u64,
-            mode: 0o644,
-            mtime: syncd_shared::directory::Timestamp { seconds: 1, nanoseconds: 0 },
-        };
-        let state = State::File(file);
-        self.hear(Down::Version(v1::CollectedVersion {
-            directory: "uploads".into(),
-            path: Bytes::from_static(b"a.jpg"),
-            number,
-            state: Some(state.to_message()),
-        }));
+        let state = file(content);
+        self.hear(version_at("a.jpg", number, state));
         Version { number: VersionNumber::new(number), state }
     }
 
@@ -132,6 +127,28 @@ impl Scene {
         assert_eq!(changes.len(), 1, "{changes:?}");
         changes.remove(0)
     }
+}
+
+fn file(content: &[u8]) -> State {
+    State::File(FileState {
+        content: ContentHash::of(content),
+        size: content.len() as u64,
+        mode: 0o644,
+        mtime: syncd_shared::directory::Timestamp { seconds: 1, nanoseconds: 0 },
+    })
+}
+
+fn version_at(path: &'static str, number: u64, state: State) -> Down {
+    Down::Version(v1::CollectedVersion {
+        directory: "uploads".into(),
+        path: Bytes::from_static(path.as_bytes()),
+        number,
+        state: Some(state.to_message()),
+    })
+}
+
+fn received(message: Down) -> Event {
+    Event::Received(Box::new(v1::CollectedDown { message: Some(message) }))
 }
 
 fn refused() -> Decision {
@@ -209,4 +226,50 @@ fn a_file_that_is_read_without_the_origin_is_synced_before_the_journal_has_it() 
     assert!(scene.engine.unsynced.is_empty());
     scene.engine.look(&key).unwrap();
     assert!(scene.engine.unsynced.is_empty(), "nothing is new about it");
+}
+
+fn tree_path(text: &str) -> TreePath {
+    TreePath::from_bytes(text.as_bytes()).unwrap()
+}
+
+const PATHS: [&str; 6] = ["1.jpg", "2.jpg", "3.jpg", "4.jpg", "5.jpg", "6.jpg"];
+
+impl Scene {
+    fn at(&self, path: &str) -> std::path::PathBuf {
+        self.file().with_file_name(path)
+    }
+}
+
+#[test]
+fn contents_that_the_origin_asks_for_are_sent_together() {
+    let mut scene = Scene::new();
+    for path in PATHS {
+        fs::write(scene.at(path), path).unwrap();
+        scene.step(Event::Settled(scene.key.0.clone(), tree_path(path)));
+    }
+    let ids: Vec<u64> = scene.wire.changes().iter().map(|change| change.id).collect();
+    // One file is gone by then, and the others are sent all the same.
+    fs::remove_file(scene.at("3.jpg")).unwrap();
+    let wanted = ids.iter().map(|id| received(Down::Answer(Decision::NeedsContent.to_message(*id))));
+    assert!(scene.engine.step(wanted.collect()));
+    assert_eq!(*scene.wire.together.lock().unwrap(), [5]);
+    let again: Vec<u64> = scene.wire.changes().iter().map(|change| change.id).collect();
+    let others: Vec<u64> = ids.iter().copied().filter(|id| *id != ids[2]).collect();
+    assert_eq!(again, others);
+}
+
+#[test]
+fn versions_arrive_together_and_a_wrong_content_stops_none_but_its_own() {
+    let mut scene = Scene::new();
+    let state = |path| file(if path == "3.jpg" { b"others" } else { THEIRS });
+    let versions = (1..).zip(PATHS).map(|(number, path)| received(version_at(path, number, state(path))));
+    assert!(scene.engine.step(versions.collect()));
+    assert_eq!(*scene.wire.together.lock().unwrap(), [6]);
+    for path in PATHS {
+        let there = fs::read(scene.at(path)).ok();
+        assert_eq!(there, (path != "3.jpg").then(|| THEIRS.to_vec()), "{path}");
+    }
+    assert!(scene.engine.again.contains_key(&(scene.key.0.clone(), tree_path("3.jpg"))));
+    let incoming = scene.root.path().join("collected/.incoming");
+    assert_eq!(fs::read_dir(incoming).unwrap().count(), 0, "nothing is left over");
 }

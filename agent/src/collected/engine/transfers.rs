@@ -144,7 +144,10 @@ impl Engine {
         if let Some(files) = self.directories.get(&arrival.key.0)
             && let Err(error) = files.give_up(&name)
         {
-            tracing::warn!(error = syncd_shared::text::error_chain(&error), "a part of a version stays in .incoming");
+            tracing::warn!(
+                error = syncd_shared::text::error_chain(&error),
+                "a part of a version stays in .incoming"
+            );
         }
         self.fail(arrival.key, error);
     }
