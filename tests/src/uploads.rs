@@ -128,19 +128,39 @@ impl Exchange {
     /// Counts the calls of a round.
     #[track_caller]
     pub fn count(&mut self) -> Vec<Point> {
-        let at_end = Case { ordinal: usize::MAX, after: false, end: End::Kill, linger: Duration::ZERO };
-        let (_, points) = self.cut(at_end);
+        let (_, points) = self.cut(Box::new(|_| Verdict::Pass), End::Kill, Duration::ZERO);
         points.unwrap_or_else(|complaint| panic!("{complaint}"))
     }
 
     /// Runs one round. Returns the call at which it ended, if that came. Err: the oracle's complaint.
     pub fn run(&mut self, case: Case) -> Result<Option<Point>, String> {
-        let (frozen, points) = self.cut(case);
+        let policy = move |point: &Point| match (point.ordinal == case.ordinal, case.after) {
+            (false, _) => Verdict::Pass,
+            (true, false) => Verdict::FreezeBefore,
+            (true, true) => Verdict::FreezeAfter,
+        };
+        let (frozen, points) = self.cut(Box::new(policy), case.end, case.linger);
         let point = points.as_ref().ok().filter(|_| frozen);
         let point = point.and_then(|points| points.get(case.ordinal - 1)).cloned();
         let label = point.as_ref().map_or("at its end".to_owned(), Point::label);
         points.map_err(|complaint| format!("{:?}, {case:?} {label}: {complaint}", self.side))?;
         Ok(point)
+    }
+
+    /// Runs one round up to the first call that is meant, and cuts the power some time after it. Err: the
+    /// oracle's complaint.
+    pub fn run_after(
+        &mut self,
+        is_meant: impl Fn(&Point) -> bool + Send + 'static,
+        linger: Duration,
+    ) -> Result<(), String> {
+        let policy = move |point: &Point| match is_meant(point) {
+            true => Verdict::FreezeAfter,
+            false => Verdict::Pass,
+        };
+        let (frozen, points) = self.cut(Box::new(policy), End::PowerCut, linger);
+        assert!(frozen, "the call that is meant did not come");
+        points.map(drop)
     }
 
     fn trace(&self, policy: Policy) -> Traced {
@@ -154,28 +174,25 @@ impl Exchange {
         Traced::start(&command, self.mount.directory(), policy)
     }
 
-    /// Runs one round up to the case's call. Returns whether it came, and all calls.
-    fn cut(&mut self, case: Case) -> (bool, Result<Vec<Point>, String>) {
-        let policy = move |point: &Point| match (point.ordinal == case.ordinal, case.after) {
-            (false, _) => Verdict::Pass,
-            (true, false) => Verdict::FreezeBefore,
-            (true, true) => Verdict::FreezeAfter,
-        };
-        let mut traced = self.trace(Box::new(policy));
+    /// Runs one round until the policy freezes the traced side. Returns whether it did, and all calls.
+    fn cut(&mut self, policy: Policy, end: End, linger: Duration) -> (bool, Result<Vec<Point>, String>) {
+        let mut traced = self.trace(policy);
         traced.wait(PATIENCE, |_| self.is_connected());
         let mut allowed = self.visit();
         let is_done = |traced: &Traced| {
             traced.idle().is_some_and(|idle| idle > CALM) && self.is_exchanged(&allowed).is_ok()
         };
         let frozen = traced.wait(PATIENCE, is_done);
-        std::thread::sleep(case.linger);
-        if case.end == End::PowerCut {
+        std::thread::sleep(linger);
+        if end == End::PowerCut {
             self.mount.cut_power();
         }
         traced.kill();
-        if case.end == End::PowerCut {
+        let mut placed = Ok(());
+        if end == End::PowerCut {
             self.mount.power_up();
             if self.side == Side::Node {
+                placed = self.is_placed_whole(&allowed);
                 self.may_be_undone(&mut allowed);
             }
         }
@@ -184,9 +201,25 @@ impl Exchange {
             Side::Origin => self.origin.start(),
             Side::Node => self.nodes[0].start(),
         }
-        let converged = self.converge(&allowed);
+        let converged = placed.and_then(|()| self.converge(&allowed));
         self.stop();
         (frozen, converged.map(|()| points))
+    }
+
+    /// Visitors get the files of the other node as they were before the round or as they are now, also while
+    /// the agent has not been started again.
+    fn is_placed_whole(&self, allowed: &Allowed) -> Result<(), String> {
+        let there = contents(&self.directory(0));
+        for (path, states) in allowed.iter().filter(|(path, _)| path.contains("-1.")) {
+            let (now, before) = (there.get(path).cloned(), self.files.get(path).cloned());
+            if now != before && !states.contains(&now) {
+                return Err(format!(
+                    "after the cut, {path} has {:?} bytes",
+                    now.map(|content| content.len())
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Changes on the first node that the origin has not taken may be undone by a power cut.
