@@ -172,7 +172,7 @@ struct Cluster {
     tree: PathBuf,
     origin: Origin,
     agent: Agent,
-    /// Of the origin, and of the agent.
+    /// The origin, and the agent.
     pids: [u32; 2],
     /// Grows by a byte with each sync of the agent.
     agent_syncs: PathBuf,

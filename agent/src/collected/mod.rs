@@ -12,7 +12,8 @@
 //! each path.
 //!
 //! **After a crash.** Rows are durable before a change is sent. Local changes and placed files are durable
-//! before their rows, and a version is durable before it gets its name. All names are looked at again after every start and after every connection.
+//! before their rows, and a version is durable before it gets its name. All names are looked at again after
+//! every start and after every connection.
 
 mod engine;
 mod error;

@@ -1,4 +1,5 @@
-//! Counts a program's calls of `fsync`, `fdatasync` and `syncfs`, on all threads, at the program's usual speed.
+//! Counts the calls of `fsync`, `fdatasync` and `syncfs` that a program makes on all threads, at its usual
+//! speed.
 //!
 //! ```text
 //! count-syncs FILE PROGRAM ARGUMENTS...
