@@ -282,8 +282,10 @@ fn of_two_changes_without_the_origin_the_later_one_is_kept_aside() {
         cluster.arrives(path, "before");
     }
     cluster.origin.kill9();
-    write(&first, "shared.jpg", "of web1");
-    write(&second, "shared.jpg", "of web2");
+    for path in ["shared.jpg", "settled.jpg"] {
+        write(&first, path, "of web1");
+        write(&second, path, "of web2");
+    }
     write(&first, "only-web1.jpg", "1");
     write(&second, "only-web2.jpg", "2");
     fs::remove_file(first.join("doomed.jpg")).expect("a removal");
@@ -291,8 +293,19 @@ fn of_two_changes_without_the_origin_the_later_one_is_kept_aside() {
     cluster.arrives("only-web1.jpg", "1");
     cluster.arrives("only-web2.jpg", "2");
     cluster.vanishes("doomed.jpg");
-    let conflict = wait::until("a conflict", || cluster.lines(&["conflicts", "--json"]).pop());
+    let conflicts = wait::until("both conflicts", || {
+        Some(cluster.lines(&["conflicts", "--json"])).filter(|lines| lines.len() == 2)
+    });
+    let at = |path: &str| conflicts.iter().find(|conflict| conflict["path"] == path).expect("a conflict");
+    let (conflict, settled) = (at("shared.jpg"), at("settled.jpg"));
     let equal = cluster.ends_equal();
+    // A person is content with the one.
+    let number = settled["conflict"].to_string();
+    cluster
+        .collected(&["dismiss", "uploads", &number, "99"])
+        .expect_refusal(&["there is no conflict 99", "collected conflicts"]);
+    cluster.collected(&["dismiss", "uploads", &number]).expect_success();
+    assert_eq!(cluster.lines(&["conflicts", "--json"]), [conflict.clone()]);
     let (winner, loser) = match &equal["shared.jpg"][..] {
         b"of web1" => ("of web1", "web2"),
         b"of web2" => ("of web2", "web1"),
@@ -300,11 +313,12 @@ fn of_two_changes_without_the_origin_the_later_one_is_kept_aside() {
     };
     assert_eq!((conflict["path"].as_str(), conflict["node"].as_str()), (Some("shared.jpg"), Some(loser)));
     let event = cluster.event("collected_conflict");
-    assert_eq!((event["path"].as_str(), event["node"].as_str()), (Some("shared.jpg"), Some(loser)));
-    // A person decides otherwise, then takes it back.
+    assert_eq!(event["node"], at(event["path"].as_str().expect("a path"))["node"]);
+    // The other one is decided otherwise, and taken back.
     let number = conflict["conflict"].to_string();
     cluster.collected(&["restore", "uploads", "--conflict", &number]).expect_success();
     cluster.arrives("shared.jpg", format!("of {loser}"));
+    assert_eq!(cluster.lines(&["conflicts", "--json"]), [] as [Value; 0], "it is settled");
     let history = cluster.lines(&["history", "uploads", "shared.jpg", "--json"]);
     let version = history[history.len() - 2]["version"].to_string();
     cluster.collected(&["restore", "uploads", "shared.jpg", "--version", &version]).expect_success();

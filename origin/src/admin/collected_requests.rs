@@ -26,6 +26,7 @@ pub enum CollectedAction {
     Conflicts { name: Option<String> },
     History { name: String, path: String },
     Restore { name: String, what: RestoreWhat },
+    Dismiss { name: String, conflicts: Vec<u64> },
     Adopt { name: String, directory: Option<PathBuf> },
     Release { name: String, directory: PathBuf },
 }
@@ -68,8 +69,6 @@ pub enum CollectedRequestError {
     Shared(#[from] Arc<CollectError>),
     #[error("{path} has no version {number}: `syncd-origin collected history` lists them")]
     NoVersion { path: TreePath, number: u64 },
-    #[error("there is no conflict {number}: `syncd-origin collected conflicts` lists them")]
-    NoConflict { number: u64 },
     #[error(
         "the repository {tree} has no work tree to take {path} from: write it to a directory by `git -C {tree} archive \
          {reference} {path} | tar -x -C DIR`, then run `syncd-origin collected adopt {name} DIR/{path}`"
@@ -281,6 +280,14 @@ pub fn answer(
             collection.restored(&name, moved.files);
             told(&moved, "restored", lines);
         }
+        CollectedAction::Dismiss { name, mut conflicts } => {
+            served.ok_or(CollectedRequestError::NotServing)?;
+            conflicts.sort_unstable();
+            conflicts.dedup();
+            let count = conflicts.len() as u64;
+            collection.dismiss(&name.parse()?, conflicts)?;
+            lines(Reply::Remark { text: format!("{}: dismissed", counted(count, "conflict", "conflicts")) });
+        }
         CollectedAction::Adopt { name, directory } => {
             let (served, name) = (served.ok_or(CollectedRequestError::NotServing)?, name.parse()?);
             let options = collection.directory(&name)?;
@@ -337,9 +344,7 @@ fn restored(
             Ok(vec![(path, state)])
         }
         RestoreWhat::Conflict { number } => {
-            let losers = collection.losers(name)?;
-            let found = losers.into_iter().find(|(one, _)| *one == number);
-            let (_, loser) = found.ok_or(CollectedRequestError::NoConflict { number })?;
+            let loser = collection.loser(name, number)?;
             Ok(vec![(loser.path, State::File(loser.file))])
         }
         RestoreWhat::Before { path, at_ms, node } => {

@@ -42,6 +42,10 @@ Examples:
   syncd-origin collected restore uploads --before 2h --from web2
 
 TIME is a moment, as in 2026-11-30T12:00:00Z, or a number with a unit for the time since then, as in 30m, 2h or 7d.";
+const DISMISS: &str = "\
+Examples:
+  syncd-origin collected dismiss uploads 3
+  syncd-origin collected dismiss uploads 3 4 7";
 const ADOPT: &str = "\
 Examples:
   syncd-origin collected adopt uploads
@@ -97,6 +101,15 @@ pub(super) enum CollectedCommand {
         #[arg(long, value_name = "NODE", requires = "before")]
         from: Option<String>,
     },
+    /// Settle conflicts as they stand: give up the contents that lost them.
+    #[command(after_help = DISMISS)]
+    Dismiss {
+        /// The directory.
+        name: String,
+        /// Numbers, as `conflicts` lists them.
+        #[arg(value_name = "N", required = true)]
+        conflicts: Vec<u64>,
+    },
     /// Take a tree of files into a directory. Nodes get them.
     #[command(after_help = ADOPT)]
     Adopt {
@@ -133,6 +146,7 @@ impl CollectedCommand {
                 };
                 (CollectedAction::Restore { name, what }, plain)
             }
+            Self::Dismiss { name, conflicts } => (CollectedAction::Dismiss { name, conflicts }, plain),
             Self::Adopt { name, directory } => {
                 let directory = directory.map(std::path::absolute).transpose();
                 let directory = directory.context("the directory to adopt")?;

@@ -17,7 +17,7 @@ use syncd_shared::{ContentHash, TreePath};
 
 use super::{CollectError, HistoryVersion};
 
-const FORMAT: u64 = 3;
+const FORMAT: u64 = 4;
 const CACHE_BYTES: usize = 16 * 1024 * 1024;
 const OPEN_PATIENCE: Duration = Duration::from_secs(5);
 const OPEN_RETRY: Duration = Duration::from_millis(20);
@@ -28,6 +28,8 @@ const CHAINS: TableDefinition<'_, (&str, &[u8]), &[u8]> = TableDefinition::new("
 const NUMBERS: TableDefinition<'_, (&str, u64), &[u8]> = TableDefinition::new("numbers");
 /// Directory and counter -> loser.
 const LOSERS: TableDefinition<'_, (&str, u64), &[u8]> = TableDefinition::new("losers");
+/// Directory, path and counter -> content of a loser.
+const LOSERS_AT: TableDefinition<'_, (&str, &[u8], u64), &[u8; 32]> = TableDefinition::new("losers_at");
 /// Directory and number of a version in a chain -> the node that made it.
 const NODES: TableDefinition<'_, (&str, u64), &str> = TableDefinition::new("nodes");
 /// Directory and number of the version that ended it -> path of a past content that is kept.
@@ -221,6 +223,7 @@ impl Index {
         copy_table(&from, &to, NODES)?;
         copy_table(&from, &to, PAST)?;
         copy_table(&from, &to, LOSERS)?;
+        copy_table(&from, &to, LOSERS_AT)?;
         copy_table(&from, &to, USES)?;
         copy_table(&from, &to, META)?;
         to.commit().map_err(failed)?;
@@ -230,6 +233,12 @@ impl Index {
             contents.push(ContentHash::from_bytes(*row.map_err(failed)?.0.value()));
         }
         Ok(contents)
+    }
+
+    /// The loser with a number.
+    pub fn loser(&self, name: &CollectedName, number: u64) -> Result<Loser, CollectError> {
+        let transaction = self.database.begin_read().map_err(failed)?;
+        loser_in(&transaction.open_table(LOSERS).map_err(failed)?, name, number)
     }
 
     /// The losers of a directory with their numbers, oldest first.
@@ -286,6 +295,16 @@ fn loser_of(name: &CollectedName, (key, value): LoserRow<'_>) -> Result<Loser, C
     Ok(Loser::decode(without_checksum(&loser_key(name, number), value.value())?)?)
 }
 
+fn loser_in(
+    losers: &impl ReadableTable<(&'static str, u64), &'static [u8]>,
+    name: &CollectedName,
+    number: u64,
+) -> Result<Loser, CollectError> {
+    let stored = losers.get((name.as_str(), number)).map_err(failed)?;
+    let stored = stored.ok_or(CollectError::NoConflict { number })?;
+    Ok(Loser::decode(without_checksum(&loser_key(name, number), stored.value())?)?)
+}
+
 fn chain_key(name: &CollectedName, path: &TreePath) -> Vec<u8> {
     [name.as_bytes(), b"\0", path.as_bytes()].concat()
 }
@@ -312,6 +331,7 @@ pub(super) struct Tables<'t> {
     nodes: Table<'t, (&'static str, u64), &'static str>,
     past: Table<'t, (&'static str, u64), &'static [u8]>,
     losers: Table<'t, (&'static str, u64), &'static [u8]>,
+    losers_at: Table<'t, (&'static str, &'static [u8], u64), &'static [u8; 32]>,
     uses: Table<'t, &'static [u8; 32], u64>,
     meta: Table<'t, (&'static str, &'static str), u64>,
 }
@@ -324,6 +344,7 @@ impl<'t> Tables<'t> {
             nodes: transaction.open_table(NODES).map_err(failed)?,
             past: transaction.open_table(PAST).map_err(failed)?,
             losers: transaction.open_table(LOSERS).map_err(failed)?,
+            losers_at: transaction.open_table(LOSERS_AT).map_err(failed)?,
             uses: transaction.open_table(USES).map_err(failed)?,
             meta: transaction.open_table(META).map_err(failed)?,
         })
@@ -424,7 +445,8 @@ impl<'t> Tables<'t> {
         self.set(name, &node_bytes(node), bytes)
     }
 
-    /// Makes a state the current version of a path. Returns contents that nothing uses any more.
+    /// Makes a state the current version of a path. A conflict that its content lost there is settled by that.
+    /// Returns contents that nothing uses any more.
     pub fn take(
         &mut self,
         (name, path): (&CollectedName, &TreePath),
@@ -450,7 +472,12 @@ impl<'t> Tables<'t> {
         let old = chain.clone();
         chain.take(version, now_ms);
         contents_of(&chain).iter().try_for_each(|content| self.use_content(content))?;
-        let unused = self.replace((name, path), &old, &chain)?;
+        let mut unused = self.replace((name, path), &old, &chain)?;
+        if let Some(content) = state.content()
+            && let Some(settled) = self.loser_at(name, path, &content)?
+        {
+            unused.extend(self.give_up_loser(name, settled)?);
+        }
         Ok((version, unused))
     }
 
@@ -525,49 +552,65 @@ impl<'t> Tables<'t> {
         loser: &Loser,
         bytes_max: u64,
     ) -> Result<Option<Vec<ContentHash>>, CollectError> {
-        if self.is_loser(name, loser)? {
+        let Loser { path, file, .. } = loser;
+        if self.loser_at(name, path, &file.content)?.is_some() {
             return Ok(None);
         }
-        let number = self.value(name, NEWEST_LOSER)?.saturating_add(1);
-        let mut count = self.value(name, LOSER_COUNT)?.saturating_add(1);
-        let mut bytes = self.value(name, LOSER_BYTES)?.saturating_add(loser.file.size);
         let mut unused = Vec::new();
-        while bytes > bytes_max {
+        while self.value(name, LOSER_BYTES)?.saturating_add(file.size) > bytes_max {
             // The newest stays, however large.
-            let Some((oldest, given_up)) = self.oldest_loser(name)? else { break };
-            self.losers.remove((name.as_str(), oldest)).map_err(failed)?;
-            count = count.saturating_sub(1);
-            bytes = bytes.saturating_sub(given_up.file.size);
-            tracing::warn!(directory = %name, path = %given_up.path, node = %given_up.node,
+            let Some(oldest) = self.oldest_loser(name)? else { break };
+            tracing::warn!(directory = %name, conflict = oldest,
                 "gave up the oldest content that lost a conflict, for lack of room");
-            unused.extend(self.release(given_up.file.content)?);
+            unused.extend(self.give_up_loser(name, oldest)?);
         }
+        let number = self.value(name, NEWEST_LOSER)?.saturating_add(1);
         let stored = with_checksum(&loser_key(name, number), loser.encode());
         self.losers.insert((name.as_str(), number), stored.as_slice()).map_err(failed)?;
+        let at = (name.as_str(), path.as_bytes(), number);
+        self.losers_at.insert(at, file.content.as_bytes()).map_err(failed)?;
         self.set(name, NEWEST_LOSER, number)?;
-        self.set(name, LOSER_COUNT, count)?;
-        self.set(name, LOSER_BYTES, bytes)?;
-        self.use_content(&loser.file.content)?;
-        unused.retain(|content| *content != loser.file.content);
+        self.set(name, LOSER_COUNT, self.value(name, LOSER_COUNT)?.saturating_add(1))?;
+        self.set(name, LOSER_BYTES, self.value(name, LOSER_BYTES)?.saturating_add(file.size))?;
+        self.use_content(&file.content)?;
+        unused.retain(|content| *content != file.content);
         Ok(Some(unused))
     }
 
-    fn is_loser(&self, name: &CollectedName, loser: &Loser) -> Result<bool, CollectError> {
-        for row in self.losers.range((name.as_str(), 0)..=(name.as_str(), u64::MAX)).map_err(failed)? {
-            let kept = loser_of(name, row.map_err(failed)?)?;
-            if kept.path == loser.path && kept.file.content == loser.file.content {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+    /// Forgets a loser. Returns its content if nothing uses it any more.
+    pub fn give_up_loser(
+        &mut self,
+        name: &CollectedName,
+        number: u64,
+    ) -> Result<Option<ContentHash>, CollectError> {
+        let Loser { path, file, .. } = loser_in(&self.losers, name, number)?;
+        self.losers.remove((name.as_str(), number)).map_err(failed)?;
+        self.losers_at.remove((name.as_str(), path.as_bytes(), number)).map_err(failed)?;
+        self.set(name, LOSER_COUNT, self.value(name, LOSER_COUNT)?.saturating_sub(1))?;
+        self.set(name, LOSER_BYTES, self.value(name, LOSER_BYTES)?.saturating_sub(file.size))?;
+        self.release(file.content)
     }
 
-    fn oldest_loser(&self, name: &CollectedName) -> Result<Option<(u64, Loser)>, CollectError> {
+    /// Number of the loser that has a content at a path.
+    fn loser_at(
+        &self,
+        name: &CollectedName,
+        path: &TreePath,
+        content: &ContentHash,
+    ) -> Result<Option<u64>, CollectError> {
+        let (name, path) = (name.as_str(), path.as_bytes());
+        for row in self.losers_at.range((name, path, 0)..=(name, path, u64::MAX)).map_err(failed)? {
+            let (key, value) = row.map_err(failed)?;
+            if value.value() == content.as_bytes() {
+                return Ok(Some(key.value().2));
+            }
+        }
+        Ok(None)
+    }
+
+    fn oldest_loser(&self, name: &CollectedName) -> Result<Option<u64>, CollectError> {
         let mut rows = self.losers.range((name.as_str(), 0)..=(name.as_str(), u64::MAX)).map_err(failed)?;
-        let Some(row) = rows.next() else { return Ok(None) };
-        let row = row.map_err(failed)?;
-        let number = row.0.value().1;
-        Ok(Some((number, loser_of(name, row)?)))
+        rows.next().map(|row| Ok(row.map_err(failed)?.0.value().1)).transpose()
     }
 
     fn use_content(&mut self, content: &ContentHash) -> Result<(), CollectError> {

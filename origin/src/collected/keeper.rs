@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use redb::WriteTransaction;
 use syncd_shared::ContentHash;
 use syncd_shared::collected::message::Decision;
-use syncd_shared::collected::{Answer, Loser, Ruling, State, Verdict, Version};
+use syncd_shared::collected::{Answer, CollectedName, Loser, Ruling, State, Verdict, Version};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::index::{Index, Tables};
@@ -26,6 +26,8 @@ type Reply = oneshot::Sender<Result<Decision, Arc<CollectError>>>;
 pub(super) enum Job {
     Judge(Box<NodeChange>, Reply),
     Barrier(oneshot::Sender<()>),
+    /// Give up contents that lost a conflict.
+    Dismiss(CollectedName, Vec<u64>, oneshot::Sender<Result<(), Arc<CollectError>>>),
     /// Forget what is old, from a path on.
     Expire(Vec<u8>, oneshot::Sender<Result<Option<Vec<u8>>, Arc<CollectError>>>),
 }
@@ -97,6 +99,11 @@ fn answer(shared: &Shared, jobs: Vec<Job>, signals: &Signals) {
                 replies.push(reply);
             }
             Job::Barrier(reply) => barriers.push(reply),
+            Job::Dismiss(name, numbers, reply) => {
+                let dismissed = dismiss(shared, &name, &numbers);
+                signals.figures.send_modify(|count| *count = count.wrapping_add(1));
+                let _ = reply.send(dismissed.map_err(Arc::new));
+            }
             Job::Expire(from, reply) => drop(reply.send(expire(shared, &from).map_err(Arc::new))),
         }
     }
@@ -145,6 +152,20 @@ fn judge_all(shared: &Shared, changes: &[NodeChange]) -> Result<Vec<Decision>, C
     // Fails only while nobody listens.
     news.into_iter().for_each(|event| drop(shared.news.send(event)));
     Ok(decisions)
+}
+
+/// Durable on `Ok`. Nothing is changed on `Err`.
+fn dismiss(shared: &Shared, name: &CollectedName, numbers: &[u64]) -> Result<(), CollectError> {
+    let transaction = shared.index.begin()?;
+    let mut tables = Tables::open(&transaction)?;
+    let mut unused = BTreeSet::new();
+    for number in numbers {
+        unused.extend(tables.give_up_loser(name, *number)?);
+    }
+    drop(tables);
+    Index::commit(transaction)?;
+    remove(shared, unused);
+    Ok(())
 }
 
 fn expire(shared: &Shared, from: &[u8]) -> Result<Option<Vec<u8>>, CollectError> {

@@ -80,6 +80,8 @@ pub enum CollectError {
     NoSpace { wanted_bytes: u64, available_bytes: u64 },
     #[error("{} is not empty", path.display())]
     NotEmpty { path: PathBuf },
+    #[error("there is no conflict {number}: `syncd-origin collected conflicts` lists them")]
+    NoConflict { number: u64 },
     #[error("no directory is collected under this name")]
     UnknownDirectory,
     #[error("the keeper of collected directories has ended")]
@@ -304,6 +306,19 @@ impl Collection {
         limit: usize,
     ) -> Result<Vec<(TreePath, Version)>, CollectError> {
         self.shared.index.versions(name, after, limit)
+    }
+
+    /// The content that lost the conflict with a number.
+    pub fn loser(&self, name: &CollectedName, number: u64) -> Result<Loser, CollectError> {
+        self.shared.index.loser(name, number)
+    }
+
+    /// Gives up contents that lost a conflict: all of them, or none. Blocks.
+    pub fn dismiss(&self, name: &CollectedName, numbers: Vec<u64>) -> Result<(), Arc<CollectError>> {
+        let (reply, answer) = oneshot::channel();
+        let ended = |_| Arc::new(CollectError::Ended);
+        self.shared.jobs.blocking_send(Job::Dismiss(name.clone(), numbers, reply)).map_err(|_| ended(()))?;
+        answer.blocking_recv().map_err(|_| ended(()))?
     }
 
     /// Contents that lost a conflict, with their numbers, oldest first.

@@ -183,6 +183,50 @@ async fn a_loser_is_kept_within_a_bound_of_bytes() {
 }
 
 #[tokio::test]
+async fn a_conflict_is_settled_once_its_content_is_current() {
+    let data = tempfile::tempdir().unwrap();
+    let collection = open(data.path());
+    for path in ["x", "x/1"] {
+        // Elsewhere the same content is another conflict.
+        let winner = format!("the winner of {path}");
+        let number = change(&collection, path, 0, Some(&winner)).await.1;
+        assert_eq!(change(&collection, path, 0, Some("loser")).await, (Verdict::Conflict, number));
+        change(&collection, path, number, None).await;
+    }
+    let [first, second] = [0, 1].map(|at| collection.losers(&name()).unwrap()[at].clone());
+    assert_eq!((&first.1.path, &second.1.path), (&path("x"), &path("x/1")));
+    assert_eq!(collection.loser(&name(), first.0).unwrap(), first.1);
+    // Another content settles nothing.
+    let number = change(&collection, "x", 2, Some("other")).await.1;
+    assert_eq!(collection.figures(&name()).unwrap().conflicts, 2);
+    assert_eq!(change(&collection, "x", number, Some("loser")).await.0, Verdict::Take);
+    assert_eq!(collection.losers(&name()).unwrap(), [second]);
+    assert_eq!(collection.figures(&name()).unwrap().conflicts, 1);
+    assert!(has(&collection, "loser"));
+}
+
+#[tokio::test]
+async fn conflicts_are_dismissed_together_or_not_at_all() {
+    let data = tempfile::tempdir().unwrap();
+    let collection = open(data.path());
+    change(&collection, "x", 0, Some("winner")).await;
+    for text in ["one", "two", "three"] {
+        assert_eq!(change(&collection, "x", 0, Some(text)).await, (Verdict::Conflict, 1));
+    }
+    let same = collection.clone();
+    let refused = blocking(move || same.dismiss(&name(), vec![1, 7])).await.unwrap_err();
+    assert!(matches!(*refused, CollectError::NoConflict { number: 7 }), "{refused}");
+    assert_eq!((losers(&collection).len(), has(&collection, "one")), (3, true));
+    let same = collection.clone();
+    blocking(move || same.dismiss(&name(), vec![1, 3])).await.unwrap();
+    let left: Vec<u64> = collection.losers(&name()).unwrap().iter().map(|(number, _)| *number).collect();
+    assert_eq!((left, collection.figures(&name()).unwrap().conflicts), (vec![2], 1));
+    collection.barrier().await;
+    let there = ["winner", "one", "two", "three"].map(|text| has(&collection, text));
+    assert_eq!(there, [true, false, true, false]);
+}
+
+#[tokio::test]
 async fn figures_follow_every_change_and_say_that_they_moved() {
     let data = tempfile::tempdir().unwrap();
     let collection = open(data.path());
