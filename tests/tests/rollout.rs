@@ -468,6 +468,29 @@ fn a_canary_whose_own_check_fails_returns_by_itself_and_touches_no_other_node() 
 }
 
 #[test]
+fn a_tree_that_a_canary_refused_rolls_out_once_it_is_accepted() {
+    let check = "test ! -e $SYNCD_LIVE/new || test -e $SYNCD_ROOT/../mended || { echo no database; exit 1; }";
+    let fleet = Fleet::with_agents("accepted", 2, &["--trigger", "manual"], &["--check", check]);
+    fleet.edit("old");
+    fleet.origin.cli("commit", &["--rollout", "step", "--wait=4m"]).expect_success();
+    write(&fleet.origin.tree, "new", "x");
+    fleet.edit("new");
+    fleet.origin.cli("commit", &["--rollout", "step", "--wait=4m"]).expect_code(3);
+    fleet.wait_status("the withdrawal", |status| status["generation"] == 4);
+    fleet.wait_pages("old");
+    // The tree was not to blame.
+    std::fs::write(fleet.scene.path("mended"), "").expect("mend what the check asks");
+    fleet.agents[0].cli("accept", &["3"]).expect_success();
+    fleet.wait_status("the canary to be asked anew", |status| {
+        let canary = agent(status, "web1");
+        canary["connected"] == true && canary["check"]["outcome"] != "failed"
+    });
+    fleet.origin.cli("commit", &["--rollout", "step", "--wait=4m"]).expect_success();
+    fleet.wait_pages("new");
+    assert_eq!(fleet.rollout()["phase"], "done");
+}
+
+#[test]
 fn what_goes_to_all_nodes_at_once_is_withdrawn_when_a_node_returns_from_it() {
     let fleet = Fleet::checked("each", 2, &["--trigger", "manual"]);
     fleet.edit("good");

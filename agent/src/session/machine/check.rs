@@ -285,6 +285,19 @@ impl Machine {
         }
     }
 
+    /// Forgets a failure for which nothing is refused any more. Rollouts would take it for one of the next run.
+    pub(super) fn lift_failure(&mut self) {
+        let is_live = |root| self.replica.live.as_ref().is_some_and(|live| live.root_hash() == root);
+        let is_refused =
+            |root| self.replica.decisions.refused.iter().any(|refusal| refusal.generation.root == root);
+        let failed = self.checks.status.as_ref().filter(|status| {
+            matches!(status.outcome, CheckOutcome::Failed | CheckOutcome::FailedOnBoth)
+        });
+        if failed.is_some_and(|status| !is_live(status.root) && !is_refused(status.root)) {
+            self.checks.status = None;
+        }
+    }
+
     /// The decision that a generation has passed is durable, if it is live still.
     pub(super) fn trial_passed(&mut self, passed: Named) {
         let live = self.replica.live.as_ref().map(Named::of).filter(|live| live.root == passed.root);

@@ -468,9 +468,12 @@ fn a_refused_root_is_refused_under_every_number_until_a_person_accepts_it() {
     assert!(error.starts_with(expected) && error.contains("syncd-agent accept 9"), "{error}");
     assert!(!node.machine.is_behind(), "a node that refuses is not behind");
     assert_eq!(node.state.decisions.refused[0].announced, Some(9), "it is recorded");
+    let outcome = |node: &Node| node.machine.check_status().map(|status| (status.generation, status.outcome));
+    assert_eq!(outcome(&node), Some((2, CheckOutcome::Failed)));
     node.apply(Event::Order(Decision::Accept(9)));
     node.settle();
     assert!(node.refused().is_empty(), "by the number that was announced last");
+    assert_ne!(outcome(&node), Some((2, CheckOutcome::Failed)), "a rollout would end by it again");
     assert!(!node.machine.is_connected(), "the origin is told by a new greeting");
     node.welcome();
     node.announce_this(&renamed, false);

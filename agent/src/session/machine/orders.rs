@@ -98,7 +98,10 @@ impl Machine {
                 match decision {
                     Decision::Pass(passed) => self.trial_passed(passed),
                     // `Hello` says what is refused, and the origin announces again.
-                    Decision::Accept(_) => self.redial(now, out),
+                    Decision::Accept(_) => {
+                        self.lift_failure();
+                        self.redial(now, out);
+                    }
                     _ => {}
                 }
                 self.retry_at = None;
