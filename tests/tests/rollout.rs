@@ -487,7 +487,7 @@ fn a_tree_that_a_canary_refused_rolls_out_once_it_is_accepted() {
     });
     fleet.origin.cli("commit", &["--rollout", "step", "--wait=4m"]).expect_success();
     fleet.wait_pages("new");
-    assert_eq!(fleet.rollout()["phase"], "done");
+    assert_eq!(fleet.rollout()["phase"], "released");
 }
 
 #[test]

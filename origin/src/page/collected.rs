@@ -127,6 +127,10 @@ fn table(line: &CollectedLine, conflicts: &[ConflictLine], commands: &Commands) 
                     } }
                     tbody { @for conflict in conflicts { (conflict_row(conflict, commands)) } }
                 }
+                p.after {
+                    "To settle conflicts as they stand, give their numbers: "
+                    code { (commands.origin(&["collected", "dismiss", &line.name, "N"])) }
+                }
             }
             @if more > 0 {
                 p.after { "The newest " (conflicts.len()) ". " (count(more)) " more are not shown." }
@@ -202,6 +206,7 @@ mod tests {
         let restore = "syncd-origin collected restore uploads --conflict 7 --data /srv/data";
         assert!(html.contains(&format!("data-copy=\"{restore}\"")), "{html}");
         assert!(html.contains("syncd-origin collected conflicts uploads --data /srv/data"), "{html}");
+        assert!(html.contains("syncd-origin collected dismiss uploads N --data /srv/data"), "{html}");
         assert!(!html.contains("are not shown"), "{html}");
         assert!(shown(0, &[]).contains("No content lost a conflict."));
     }
