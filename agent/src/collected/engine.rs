@@ -8,7 +8,7 @@ mod look;
 mod tests;
 mod transfers;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -34,8 +34,8 @@ pub use transfers::Transfer;
 const TURN: usize = 128;
 /// Changes that may be unanswered.
 const UNANSWERED_MAX: usize = 256;
-/// A turn looks at no more paths once versions of this many bytes are to be placed.
-const ARRIVALS_BYTES: u64 = 16 * 1024 * 1024;
+/// A turn sends no more contents and places no more versions once those have this many bytes.
+const TURN_BYTES: u64 = 16 * 1024 * 1024;
 /// Everything is looked at again this often, for what the watch missed.
 const WALK_EVERY: Duration = Duration::from_secs(60 * 60);
 /// Shortest time between two reports.
@@ -131,7 +131,7 @@ pub struct Engine {
     unanswered: HashMap<u64, Offer>,
     busy: BTreeSet<Key>,
     /// Unanswered changes whose contents the origin has asked for.
-    wanted: Vec<u64>,
+    wanted: VecDeque<u64>,
     next_id: u64,
     /// Rows that are not durable yet.
     rows: HashMap<Key, Known>,
@@ -161,7 +161,7 @@ impl Engine {
             again: BTreeMap::new(),
             unanswered: HashMap::new(),
             busy: BTreeSet::new(),
-            wanted: Vec::new(),
+            wanted: VecDeque::new(),
             next_id: 0,
             rows: HashMap::new(),
             positions: BTreeMap::new(),
@@ -253,7 +253,7 @@ impl Engine {
 
     /// Time until there is something to do without an event.
     pub fn wait(&self) -> Duration {
-        if !self.waiting.is_empty() && self.may_look() {
+        if !self.wanted.is_empty() || !self.waiting.is_empty() && self.may_look() {
             return Duration::ZERO;
         }
         let due = self.again.values().copied().min().unwrap_or(self.walk_due).min(self.walk_due);
@@ -456,7 +456,7 @@ impl Engine {
         let mut known = self.known(&key)?;
         match decision {
             Decision::NeedsContent => {
-                self.wanted.push(id);
+                self.wanted.push_back(id);
                 return Ok(());
             }
             Decision::Refused { reason } => {
@@ -491,7 +491,7 @@ impl Engine {
         }
         let (mut arrivals, mut arriving_bytes) = (Vec::new(), 0_u64);
         for _ in 0..TURN {
-            if !self.may_look() || arriving_bytes > ARRIVALS_BYTES {
+            if !self.may_look() || arriving_bytes > TURN_BYTES {
                 break;
             }
             let Some(key) = self.waiting.pop_first() else { break };

@@ -61,6 +61,16 @@ impl CollectedError {
         }
     }
 
+    /// Whether further calls over the same connection would fail as well.
+    pub fn is_cut(&self) -> bool {
+        const CUT: [Code; 4] = [Code::Unavailable, Code::Unknown, Code::Cancelled, Code::DeadlineExceeded];
+        match self {
+            Self::Disconnected | Self::Connect(_) => true,
+            Self::Origin(status) => CUT.contains(&status.code()),
+            _ => false,
+        }
+    }
+
     /// Pause before the next attempt.
     pub fn pause(&self) -> Duration {
         match self {

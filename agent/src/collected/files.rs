@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::FileType;
 use syncd_shared::collected::{FileState, State};
@@ -66,13 +67,12 @@ pub(super) struct Files {
     /// Owner of all files.
     owner: (u32, u32),
     clock: Clock,
-    next: u64,
 }
 
 impl Files {
     pub fn open(dir: Dir, incoming: Dir, owners: Owners, clock: Clock) -> Result<Self, CollectedError> {
         let stat = dir.stat_self()?;
-        Ok(Self { dir, incoming, owners, owner: (stat.uid, stat.gid), clock, next: 0 })
+        Ok(Self { dir, incoming, owners, owner: (stat.uid, stat.gid), clock })
     }
 
     fn parent(&self, path: &TreePath) -> Result<Option<(Dir, Component)>, CollectedError> {
@@ -159,10 +159,15 @@ impl Files {
     fn sync_one(&self, path: &TreePath) -> Result<(), CollectedError> {
         if let Some((dir, name)) = self.parent(path)?
             && let Some(stat) = dir.stat(name.as_bytes())?
-            && stat.kind == FileType::RegularFile
         {
-            match dir.sync_file(name.as_bytes()) {
-                Err(e) if !e.is_absent() => return Err(e.into()),
+            let synced = match stat.kind {
+                FileType::RegularFile => dir.sync_file(name.as_bytes()),
+                // Its mode.
+                FileType::Directory => dir.open_dir(name.as_bytes()).and_then(|own| own.sync_names()),
+                _ => Ok(()),
+            };
+            match synced {
+                Err(e) if !e.is_no_directory() => return Err(e.into()),
                 _ => {}
             }
         }
@@ -194,7 +199,7 @@ impl Files {
     }
 
     /// Creates a file in which a version arrives. It is removed by [`Self::put`] or [`Self::give_up`].
-    pub fn begin(&mut self) -> Result<(Vec<u8>, File), CollectedError> {
+    pub fn begin(&self) -> Result<(Vec<u8>, File), CollectedError> {
         let arriving = self.temporary(NEW);
         let file = self.incoming.create_file(&arriving)?;
         Ok((arriving, file))
@@ -227,7 +232,7 @@ impl Files {
     }
 
     /// Has a version that has arrived stand at a path, if `local` does now. Durable after [`Self::sync`].
-    pub fn put(&mut self, path: &TreePath, local: &State, arrived: &[u8]) -> Result<Placed, CollectedError> {
+    pub fn put(&self, path: &TreePath, local: &State, arrived: &[u8]) -> Result<Placed, CollectedError> {
         let placed = self.put_arrived(path, local, arrived);
         // Another name has it, if it is in place.
         self.give_up(arrived)?;
@@ -235,7 +240,7 @@ impl Files {
     }
 
     fn put_arrived(
-        &mut self,
+        &self,
         path: &TreePath,
         local: &State,
         arrived: &[u8],
@@ -248,17 +253,33 @@ impl Files {
             },
             local => local,
         };
+        let own = self.identity(arrived)?;
         // From here on the name may be that of a visitor's file.
         let out = self.temporary(OUT);
         self.incoming.rename_new(arrived, &self.incoming, &out)?;
-        let placed = self.swap_in(&out, &dir, &name, local)?;
-        self.incoming.unlink(&out)?;
-        Ok(placed)
+        let placed = self.swap_in(&out, &dir, &name, local);
+        let left = self.identity(&out)?;
+        // A visitor may have put another file there while the names were exchanged.
+        if matches!(placed, Ok(Placed::Done)) || left == own {
+            self.incoming.unlink(&out)?;
+        } else if left.is_some() {
+            self.keep_aside();
+        }
+        placed
+    }
+
+    /// Tells a file apart from others that may have its name.
+    fn identity(&self, name: &[u8]) -> Result<Option<(u64, u64, Timestamp)>, CollectedError> {
+        Ok(self.incoming.stat(name)?.map(|stat| (stat.inode, stat.size, stat.mtime)))
+    }
+
+    fn keep_aside(&self) {
+        tracing::warn!(kept = %self.incoming.path().display(), "two files of one name within a moment: one is kept aside");
     }
 
     /// Has a directory stand at a path, if `local` does now. Durable after [`Self::sync`].
     pub fn put_directory(
-        &mut self,
+        &self,
         path: &TreePath,
         local: &State,
         mode: u16,
@@ -276,7 +297,7 @@ impl Files {
     }
 
     /// Removes what stands at a path, if it is `local`. Durable after [`Self::sync`].
-    pub fn take_away(&mut self, path: &TreePath, local: &State) -> Result<Placed, CollectedError> {
+    pub fn take_away(&self, path: &TreePath, local: &State) -> Result<Placed, CollectedError> {
         match self.parent(path)? {
             Some((dir, name)) => self.remove(&dir, &name, local),
             None => Ok(Placed::Obstructed),
@@ -344,7 +365,7 @@ impl Files {
     }
 
     /// Removes what stands at a name, if it is `local`.
-    fn remove(&mut self, dir: &Dir, name: &Component, local: &State) -> Result<Placed, CollectedError> {
+    fn remove(&self, dir: &Dir, name: &Component, local: &State) -> Result<Placed, CollectedError> {
         match local {
             State::Absent => return Ok(Placed::Done),
             State::Directory { .. } => {
@@ -358,7 +379,7 @@ impl Files {
             State::File(_) => {}
         }
         let temporary = self.temporary(OUT);
-        match dir.rename(name.as_bytes(), &self.incoming, &temporary) {
+        match dir.rename_new(name.as_bytes(), &self.incoming, &temporary) {
             Ok(()) => {}
             Err(e) if e.is_absent() => return Ok(Placed::Changed),
             Err(e) => return Err(e.into()),
@@ -375,7 +396,7 @@ impl Files {
     fn put_back(&self, temporary: &[u8], dir: &Dir, name: &Component) -> Result<(), DiskError> {
         match self.incoming.rename_new(temporary, dir, name.as_bytes()) {
             Err(e) if e.source.kind() == std::io::ErrorKind::AlreadyExists => {
-                tracing::warn!(kept = %self.incoming.path().display(), "two files of one name within a moment: one is kept aside");
+                self.keep_aside();
                 Ok(())
             }
             other => other,
@@ -392,10 +413,11 @@ impl Files {
         Ok(found == Found::State(*local))
     }
 
-    fn temporary(&mut self, kind: &str) -> Vec<u8> {
-        self.next = self.next.wrapping_add(1);
-        // Another process may have had this process's ID.
-        format!("{kind}{}-{}-{}", self.clock.wall().seconds, std::process::id(), self.next).into_bytes()
+    fn temporary(&self, kind: &str) -> Vec<u8> {
+        // All directories share `.incoming`, and another process may have had this process's ID.
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let (seconds, process) = (self.clock.wall().seconds, std::process::id());
+        format!("{kind}{seconds}-{process}-{}", NEXT.fetch_add(1, Ordering::Relaxed)).into_bytes()
     }
 
     /// Removes versions that arrived in part before a crash. A file that was on its way out stays: a visitor

@@ -1,5 +1,6 @@
 //! A connection to the origin: messages, and contents on their way. Calls block.
 
+use std::cell::Cell;
 use std::io::Write;
 
 use bytes::Bytes;
@@ -19,8 +20,10 @@ use super::error::CollectedError;
 use super::files::next_piece;
 
 const PIECE_BYTES: usize = 64 * 1024;
-/// Contents on their way at once: most of them are small, and each takes a round trip.
-const AT_ONCE: usize = 16;
+/// Small contents on their way at once: each takes a round trip. Larger ones go one by one, because uploads
+/// that wait at the origin for their turn fill the window of the connection.
+const AT_ONCE: usize = 8;
+const SMALL_BYTES: u64 = 64 * 1024;
 /// Pieces that wait for the connection.
 const PIECES: usize = 4;
 
@@ -38,14 +41,40 @@ impl Link for Stream {
     }
 
     fn upload(&mut self, contents: &mut [Transfer]) -> Vec<Result<(), CollectedError>> {
-        let sent = contents.iter_mut().map(|transfer| send(self.client.clone(), transfer));
-        self.runtime.block_on(stream::iter(sent).buffered(AT_ONCE).collect())
+        self.runtime.block_on(all(contents, |transfer| send(self.client.clone(), transfer)))
     }
 
     fn download(&mut self, contents: &mut [Transfer]) -> Vec<Result<(), CollectedError>> {
-        let received = contents.iter_mut().map(|transfer| receive(self.client.clone(), transfer));
-        self.runtime.block_on(stream::iter(received).buffered(AT_ONCE).collect())
+        self.runtime.block_on(all(contents, |transfer| receive(self.client.clone(), transfer)))
     }
+}
+
+/// Makes all transfers. Once the connection is cut, no other is begun.
+async fn all<'a, F: Future<Output = Result<(), CollectedError>>>(
+    contents: &'a mut [Transfer],
+    begin: impl Fn(&'a mut Transfer) -> F,
+) -> Vec<Result<(), CollectedError>> {
+    let is_cut = Cell::new(false);
+    let transfer = |(index, transfer): (usize, &'a mut Transfer)| {
+        let (is_cut, transfer) = (&is_cut, begin(transfer));
+        async move {
+            if is_cut.get() {
+                return (index, Err(CollectedError::Disconnected));
+            }
+            let outcome = transfer.await;
+            if outcome.as_ref().is_err_and(CollectedError::is_cut) {
+                is_cut.set(true);
+            }
+            (index, outcome)
+        }
+    };
+    let numbered = contents.iter_mut().enumerate();
+    let (small, large): (Vec<_>, Vec<_>) = numbered.partition(|(_, one)| one.file.size <= SMALL_BYTES);
+    let small = stream::iter(small).map(&transfer).buffer_unordered(AT_ONCE);
+    let large = stream::iter(large).map(&transfer).buffer_unordered(1);
+    let mut outcomes: Vec<_> = small.chain(large).collect().await;
+    outcomes.sort_unstable_by_key(|(index, _)| *index);
+    outcomes.into_iter().map(|(_, outcome)| outcome).collect()
 }
 
 async fn send(mut client: CollectedClient<Channel>, transfer: &mut Transfer) -> Result<(), CollectedError> {

@@ -13,8 +13,6 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::{CWD, RenameFlags};
-use rustix::io::Errno;
 use syncd_shared::ContentHash;
 
 use super::{CollectError, io_error};
@@ -33,10 +31,19 @@ pub struct Contents {
     complete: PathBuf,
     incoming: PathBuf,
     next: AtomicU64,
-    /// Contents that a power cut might damage. Nothing durable refers to them.
-    unsynced: Mutex<HashSet<ContentHash>>,
+    unsynced: Mutex<Unsynced>,
     /// `complete`, open since before the first upload: a sync reports failures from then on.
     directory: File,
+}
+
+/// Contents that a power cut might damage. Nothing durable refers to them.
+#[derive(Debug, Default)]
+struct Unsynced {
+    contents: HashSet<ContentHash>,
+    /// Number of failed syncs. What arrived meanwhile may be damaged, and no later sync would say so.
+    failures: u64,
+    /// Contents that a failed sync may have damaged, and that could not be removed.
+    damaged: HashSet<ContentHash>,
 }
 
 impl Contents {
@@ -65,7 +72,7 @@ impl Contents {
         Ok(Self { complete, incoming, next: AtomicU64::new(0), unsynced, directory })
     }
 
-    fn unsynced(&self) -> MutexGuard<'_, HashSet<ContentHash>> {
+    fn unsynced(&self) -> MutexGuard<'_, Unsynced> {
         self.unsynced.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -80,7 +87,12 @@ impl Contents {
 
     /// Whether the content is here. It may not be durable yet ([`Self::sync`]).
     pub fn has(&self, content: &ContentHash, size: u64) -> bool {
-        fs::symlink_metadata(self.path(content)).is_ok_and(|found| found.is_file() && found.len() == size)
+        self.has_usable(&self.unsynced(), content, size)
+    }
+
+    fn has_usable(&self, unsynced: &Unsynced, content: &ContentHash, size: u64) -> bool {
+        let is_whole = |found: fs::Metadata| found.is_file() && found.len() == size;
+        !unsynced.damaged.contains(content) && fs::symlink_metadata(self.path(content)).is_ok_and(is_whole)
     }
 
     pub fn open_content(&self, content: &ContentHash) -> Result<File, CollectError> {
@@ -93,7 +105,7 @@ impl Contents {
     pub(super) fn sync(&self, contents: &BTreeSet<ContentHash>) -> Result<(), CollectError> {
         let due: HashSet<ContentHash> = {
             let unsynced = self.unsynced();
-            contents.iter().filter(|content| unsynced.contains(*content)).copied().collect()
+            contents.iter().filter(|content| unsynced.contents.contains(*content)).copied().collect()
         };
         if due.is_empty() || test_faults::leaves_contents_unsynced() {
             return Ok(());
@@ -106,10 +118,13 @@ impl Contents {
         };
         let mut unsynced = self.unsynced();
         if synced.is_ok() {
-            unsynced.retain(|content| !due.contains(content));
+            unsynced.contents.retain(|content| !due.contains(content));
         } else {
-            for content in unsynced.drain() {
-                let _ = fs::remove_file(self.path(&content));
+            unsynced.failures = unsynced.failures.saturating_add(1);
+            for content in std::mem::take(&mut unsynced.contents) {
+                if fs::remove_file(self.path(&content)).is_err() {
+                    unsynced.damaged.insert(content);
+                }
             }
         }
         synced
@@ -124,7 +139,7 @@ impl Contents {
     /// Removes a content that nothing uses.
     pub(super) fn remove(&self, content: &ContentHash) -> Result<(), CollectError> {
         let path = self.path(content);
-        self.unsynced().remove(content);
+        self.unsynced().contents.remove(content);
         match fs::remove_file(&path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(io_error("remove", &path)(e)),
             _ => Ok(()),
@@ -162,8 +177,7 @@ impl Contents {
             copied(fs::copy(&from, &to).map_err(io_error("copy", &from))?);
         }
         // All bytes and names at once.
-        let directory = File::open(&other.complete).map_err(io_error("read", &other.complete))?;
-        rustix::fs::syncfs(&directory).map_err(|e| io_error("sync", &other.complete)(e.into()))
+        rustix::fs::syncfs(&other.directory).map_err(|e| io_error("sync", &other.complete)(e.into()))
     }
 
     /// Fails if DATA has no room for this many bytes.
@@ -182,9 +196,11 @@ impl Contents {
     /// Begins to receive a content. Fails if there is no room for it.
     pub fn upload(&self, content: ContentHash, size: u64) -> Result<Upload<'_>, CollectError> {
         self.check_room(size)?;
+        let failed_syncs = self.unsynced().failures;
         let path = self.incoming.join(self.next.fetch_add(1, Ordering::Relaxed).to_string());
         let file = File::create_new(&path).map_err(io_error("create", &path))?;
-        Ok(Upload { contents: self, content, size, received: 0, hasher: blake3::Hasher::new(), file, path })
+        let (contents, hasher) = (self, blake3::Hasher::new());
+        Ok(Upload { contents, content, size, received: 0, hasher, file, path, failed_syncs })
     }
 }
 
@@ -197,6 +213,8 @@ pub struct Upload<'a> {
     hasher: blake3::Hasher,
     file: File,
     path: PathBuf,
+    /// Number of failed syncs before it began.
+    failed_syncs: u64,
 }
 
 impl Upload<'_> {
@@ -222,14 +240,16 @@ impl Upload<'_> {
         }
         let path = self.contents.path(&self.content);
         let mut unsynced = self.contents.unsynced();
-        let named = match rustix::fs::renameat_with(CWD, &self.path, CWD, &path, RenameFlags::NOREPLACE) {
-            // One that is here may be durable already.
-            Err(Errno::EXIST) if self.contents.has(&self.content, self.size) => return Ok(()),
-            Err(Errno::EXIST) => fs::rename(&self.path, &path),
-            named => named.map_err(io::Error::from),
-        };
-        named.map_err(io_error("create", &path))?;
-        unsynced.insert(self.content);
+        // One that is here may be durable already.
+        if self.contents.has_usable(&unsynced, &self.content, self.size) {
+            return Ok(());
+        }
+        if unsynced.failures != self.failed_syncs {
+            return Err(CollectError::LostInSync);
+        }
+        fs::rename(&self.path, &path).map_err(io_error("create", &path))?;
+        unsynced.damaged.remove(&self.content);
+        unsynced.contents.insert(self.content);
         Ok(())
     }
 }

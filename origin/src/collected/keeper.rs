@@ -241,6 +241,13 @@ impl<'a, 't> Batch<'a, 't> {
         let chain = self.tables.chain(directory, path)?;
         let current = chain.current();
         let verdict = self.tables.judge(directory, path, &chain, change)?;
+        if verdict == Verdict::Take
+            && let Some(limit) = self.exceeded(ruled, node, &current, &change.state)?
+        {
+            // It may have arrived before another file took the room.
+            self.unused.extend(change.state.content());
+            return Ok(self.refuse(ruled, node_change, limit));
+        }
         if let (State::File(file), Verdict::Take | Verdict::Conflict) = (&change.state, verdict) {
             if !self.shared.contents.has(&file.content, file.size) {
                 return Ok(Decision::NeedsContent);
@@ -249,9 +256,6 @@ impl<'a, 't> Batch<'a, 't> {
         }
         let decision = match (verdict, &change.state) {
             (Verdict::Take, state) => {
-                if let Some(limit) = self.exceeded(ruled, node, &current, state)? {
-                    return Ok(self.refuse(ruled, node_change, limit));
-                }
                 let taken = self.tables.take((directory, path), chain, *state, node, self.now_ms)?;
                 self.unused.extend(taken.1);
                 let most = ruled.options.past_max_bytes;

@@ -80,6 +80,8 @@ pub enum CollectError {
     NoSpace { wanted_bytes: u64, available_bytes: u64 },
     #[error("{} is not empty", path.display())]
     NotEmpty { path: PathBuf },
+    #[error("the disk failed while the content arrived: send it again")]
+    LostInSync,
     #[error("there is no conflict {number}: `syncd-origin collected conflicts` lists them")]
     NoConflict { number: u64 },
     #[error("no directory is collected under this name")]

@@ -152,8 +152,16 @@ async fn after_a_failed_sync_nodes_are_asked_for_contents_again() {
     let lost = ContentHash::of(b"one");
     let path = data.path().join("collected/contents").join(&lost.to_string()[..2]).join(lost.to_string());
     std::fs::remove_file(path).unwrap();
+    let begin = || {
+        let mut begun = collection.contents().upload(ContentHash::of(b"three"), 5).unwrap();
+        begun.write(b"three").unwrap();
+        begun
+    };
+    let before = begin();
     collection.contents().sync(&[lost].into()).unwrap_err();
     assert!(!has(&collection, "two"), "nobody knows whether it is damaged");
+    assert!(matches!(before.finish(), Err(CollectError::LostInSync)), "nor whether this one is");
+    begin().finish().unwrap();
     assert!(has(&collection, "durable"));
     assert_eq!(decide(&collection, "two", 0, file("two")).await, Decision::NeedsContent);
     assert_eq!(change(&collection, "two", 0, Some("two")).await, (Verdict::Take, 2));
@@ -324,6 +332,20 @@ async fn rules_and_quota_refuse_and_change_nothing() {
     assert_eq!(versions(&collection, 0).len(), 1);
     assert_eq!(change(&collection, "x", 1, Some("1234567")).await, (Verdict::Take, 2));
     assert_eq!(change(&collection, "y", 0, Some("123")).await, (Verdict::Take, 3));
+}
+
+#[tokio::test]
+async fn nothing_that_exceeds_a_limit_is_asked_for_or_kept() {
+    let data = tempfile::tempdir().unwrap();
+    let collection = Collection::open(data.path(), vec![options(10, 1_000)]).unwrap();
+    let limit = Decision::Refused { reason: "max_bytes of this directory".into() };
+    assert_eq!(decide(&collection, "x", 0, file("eleven byte")).await, limit);
+    // It may have arrived before another file took the room.
+    upload(&collection, "six by");
+    change(&collection, "first", 0, Some("seven b")).await;
+    assert_eq!(decide(&collection, "x", 0, file("six by")).await, limit);
+    collection.barrier().await;
+    assert!(!has(&collection, "six by") && has(&collection, "seven b"));
 }
 
 #[tokio::test]

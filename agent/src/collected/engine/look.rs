@@ -85,7 +85,7 @@ impl Engine {
         version: Version,
         known: &mut Known,
     ) -> Result<(), CollectedError> {
-        let Some(files) = self.directories.get_mut(&key.0) else { return Ok(()) };
+        let Some(files) = self.directories.get(&key.0) else { return Ok(()) };
         let placed = match version.state {
             State::Directory { mode } => files.put_directory(&key.1, local, mode)?,
             _ => files.take_away(&key.1, local)?,

@@ -4,7 +4,7 @@ use std::fs::File;
 
 use syncd_shared::collected::{CollectedName, FileState, State, Version};
 
-use super::{Engine, Key, Offer, message};
+use super::{Engine, Key, Offer, TURN_BYTES, message};
 use crate::collected::error::CollectedError;
 use crate::collected::files::Files;
 use crate::collected::journal::Known;
@@ -30,13 +30,16 @@ pub(super) struct Arrival {
 type Begun = (Arrival, Vec<u8>);
 
 impl Engine {
-    /// Sends the contents that the origin asked for, and their changes again.
+    /// Sends some of the contents that the origin asked for, and their changes again.
     pub(super) fn upload_wanted(&mut self) -> Result<(), CollectedError> {
-        let (mut offers, mut transfers) = (Vec::new(), Vec::new());
-        for id in std::mem::take(&mut self.wanted) {
+        let (mut offers, mut transfers, mut bytes) = (Vec::new(), Vec::new(), 0_u64);
+        while bytes <= TURN_BYTES
+            && let Some(id) = self.wanted.pop_front()
+        {
             let Some(offer) = self.unanswered.get(&id).cloned() else { continue };
             match self.opened(&offer) {
                 Ok(transfer) => {
+                    bytes = bytes.saturating_add(transfer.file.size);
                     offers.push((id, offer));
                     transfers.push(transfer);
                 }
@@ -79,7 +82,7 @@ impl Engine {
         let arrived = self.fetch(arrivals);
         for (arrival, name) in self.synced(arrived) {
             let Arrival { key, local, version, mut known, .. } = arrival;
-            let Some(files) = self.directories.get_mut(&key.0) else { continue };
+            let Some(files) = self.directories.get(&key.0) else { continue };
             match files.put(&key.1, &local, &name) {
                 Ok(placed) => {
                     let before = known.clone();
@@ -97,7 +100,7 @@ impl Engine {
     fn fetch(&mut self, arrivals: Vec<Arrival>) -> Vec<Begun> {
         let (mut begun, mut transfers, mut wanted_bytes) = (Vec::new(), Vec::new(), 0_u64);
         for arrival in arrivals {
-            let Some(files) = self.directories.get_mut(&arrival.key.0) else { continue };
+            let Some(files) = self.directories.get(&arrival.key.0) else { continue };
             let all_bytes = wanted_bytes.saturating_add(arrival.file.size);
             match files.check_room(all_bytes).and_then(|()| files.begin()) {
                 Ok((name, open)) => {

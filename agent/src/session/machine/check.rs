@@ -290,6 +290,9 @@ impl Machine {
         let is_live = |root| self.replica.live.as_ref().is_some_and(|live| live.root_hash() == root);
         let is_refused =
             |root| self.replica.decisions.refused.iter().any(|refusal| refusal.generation.root == root);
+        if self.checks.returned.as_ref().is_some_and(|(refusal, _)| !is_refused(refusal.generation.root)) {
+            self.checks.returned = None;
+        }
         let failed = self.checks.status.as_ref().filter(|status| {
             matches!(status.outcome, CheckOutcome::Failed | CheckOutcome::FailedOnBoth)
         });
