@@ -536,9 +536,24 @@ impl Engine {
         Ok(())
     }
 
+    /// After a failed sync: another one would not report what this one lost. Files are read again, from the
+    /// disk, before anything is recorded or said of them.
+    fn distrust(&mut self) {
+        for key in std::mem::take(&mut self.unsynced) {
+            if let Some(files) = self.directories.get(&key.0) {
+                files.drop_cached(&key.1);
+            }
+            self.waiting.insert(key);
+        }
+        self.rows.clear();
+        self.positions.clear();
+        // The next session begins with the positions of the journal.
+        self.disconnect();
+    }
+
     /// Files before rows, and rows before messages.
     fn flush(&mut self) -> Result<(), CollectedError> {
-        self.sync()?;
+        self.sync().inspect_err(|_| self.distrust())?;
         if !self.rows.is_empty() || !self.positions.is_empty() {
             self.parts.journal.put(&self.rows, &self.positions)?;
             self.rows.clear();

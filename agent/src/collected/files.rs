@@ -15,7 +15,7 @@ use syncd_shared::{Component, Metadata, TreePath};
 use super::error::CollectedError;
 use super::journal::{FINGERPRINT_BYTES, Fingerprint};
 use crate::clock::Clock;
-use crate::state::disk::{Dir, DiskError, Owners, Stat, stat_file};
+use crate::state::disk::{Dir, DiskError, Owners, Stat, drop_cached, stat_file};
 use crate::state::hashing::hash_file;
 use crate::test_faults::{self, Bug};
 
@@ -195,6 +195,13 @@ impl Files {
             Ok(file) => Ok(Some(file)),
             Err(e) if e.is_absent() => Ok(None),
             Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Has a file read from the disk the next time.
+    pub fn drop_cached(&self, path: &TreePath) {
+        if let Ok(Some(file)) = self.open_file(path) {
+            drop_cached(&file);
         }
     }
 

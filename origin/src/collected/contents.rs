@@ -40,7 +40,7 @@ pub struct Contents {
 #[derive(Debug, Default)]
 struct Unsynced {
     contents: HashSet<ContentHash>,
-    /// Number of failed syncs. What arrived meanwhile may be damaged, and no later sync would say so.
+    /// Number of failed syncs. Uploads that arrived meanwhile may be damaged, and no later sync says so.
     failures: u64,
     /// Contents that a failed sync may have damaged, and that could not be removed.
     damaged: HashSet<ContentHash>,

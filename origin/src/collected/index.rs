@@ -445,8 +445,8 @@ impl<'t> Tables<'t> {
         self.set(name, &node_bytes(node), bytes)
     }
 
-    /// Makes a state the current version of a path. A conflict that its content lost there is settled by that.
-    /// Returns contents that nothing uses any more.
+    /// Makes a state the current version of a path. A conflict that its content lost there is settled by
+    /// that. Returns contents that nothing uses any more.
     pub fn take(
         &mut self,
         (name, path): (&CollectedName, &TreePath),

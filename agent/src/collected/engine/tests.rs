@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::collected::opening::Surroundings;
-use crate::state::disk::Owners;
+use crate::state::disk::{Owners, fault};
 
 const THEIRS: &[u8] = b"theirs";
 const HOUR: Duration = Duration::from_secs(60 * 60);
@@ -82,12 +82,16 @@ impl Scene {
         let engine = surroundings.open(root.path()).unwrap();
         let key = ("uploads".parse().unwrap(), TreePath::from_bytes(b"a.jpg").unwrap());
         let mut scene = Self { root, engine, wire: Wire::default(), key };
-        scene.step(Event::Connected(Box::new(scene.wire.clone())));
+        scene.connect();
+        scene
+    }
+
+    fn connect(&mut self) {
+        self.step(Event::Connected(Box::new(self.wire.clone())));
         let directory =
             v1::CollectedDirectory { name: "uploads".into(), line: vec![1].into(), ..Default::default() };
-        scene.hear(Down::Welcome(v1::CollectedWelcome { directories: vec![directory] }));
-        scene.hear(Down::CaughtUp(v1::CollectedCaughtUp { directory: "uploads".into() }));
-        scene
+        self.hear(Down::Welcome(v1::CollectedWelcome { directories: vec![directory] }));
+        self.hear(Down::CaughtUp(v1::CollectedCaughtUp { directory: "uploads".into() }));
     }
 
     /// Takes an event, and does everything that needs no other.
@@ -226,6 +230,23 @@ fn a_file_that_is_read_without_the_origin_is_synced_before_the_journal_has_it() 
     assert!(scene.engine.unsynced.is_empty());
     scene.engine.look(&key).unwrap();
     assert!(scene.engine.unsynced.is_empty(), "nothing is new about it");
+}
+
+#[test]
+fn what_a_failed_sync_may_have_lost_is_read_again() {
+    let mut scene = Scene::new();
+    fs::write(scene.file(), b"one").unwrap();
+    fault::arm(Some(0));
+    let settled = Event::Settled(scene.key.0.clone(), scene.key.1.clone());
+    assert!(!scene.engine.step(vec![settled]));
+    fault::arm(None);
+    assert!(scene.wire.changes().is_empty(), "nothing is sent that is not durable");
+    assert!(scene.engine.unsynced.is_empty() && scene.engine.rows.is_empty() && scene.engine.link.is_none());
+    // As the disk has it.
+    fs::write(scene.file(), b"two").unwrap();
+    scene.connect();
+    let content = ContentHash::of(b"two");
+    assert_eq!(scene.change().state.unwrap().content, content.as_bytes().as_slice());
 }
 
 fn tree_path(text: &str) -> TreePath {

@@ -285,7 +285,8 @@ impl Machine {
         }
     }
 
-    /// Forgets a failure for which nothing is refused any more. Rollouts would take it for one of the next run.
+    /// Forgets a failure for which nothing is refused any more. Rollouts would take it for one of the next
+    /// run.
     pub(super) fn lift_failure(&mut self) {
         let is_live = |root| self.replica.live.as_ref().is_some_and(|live| live.root_hash() == root);
         let is_refused =
