@@ -305,7 +305,7 @@ fn of_two_changes_without_the_origin_the_later_one_is_kept_aside() {
         .collected(&["dismiss", "uploads", &number, "99"])
         .expect_refusal(&["there is no conflict 99", "collected conflicts"]);
     cluster.collected(&["dismiss", "uploads", &number]).expect_success();
-    assert_eq!(cluster.lines(&["conflicts", "--json"]), [conflict.clone()]);
+    assert_eq!(cluster.lines(&["conflicts", "--json"]), std::slice::from_ref(conflict));
     let (winner, loser) = match &equal["shared.jpg"][..] {
         b"of web1" => ("of web1", "web2"),
         b"of web2" => ("of web2", "web1"),

@@ -246,12 +246,7 @@ impl Files {
         placed
     }
 
-    fn put_arrived(
-        &self,
-        path: &TreePath,
-        local: &State,
-        arrived: &[u8],
-    ) -> Result<Placed, CollectedError> {
+    fn put_arrived(&self, path: &TreePath, local: &State, arrived: &[u8]) -> Result<Placed, CollectedError> {
         let Some((dir, name)) = self.parent_made(path)? else { return Ok(Placed::Obstructed) };
         let local = match local {
             State::Directory { .. } => match self.remove(&dir, &name, local)? {
@@ -285,12 +280,7 @@ impl Files {
     }
 
     /// Has a directory stand at a path, if `local` does now. Durable after [`Self::sync`].
-    pub fn put_directory(
-        &self,
-        path: &TreePath,
-        local: &State,
-        mode: u16,
-    ) -> Result<Placed, CollectedError> {
+    pub fn put_directory(&self, path: &TreePath, local: &State, mode: u16) -> Result<Placed, CollectedError> {
         let Some((dir, name)) = self.parent_made(path)? else { return Ok(Placed::Obstructed) };
         if matches!(local, State::File(_)) {
             match self.remove(&dir, &name, local)? {

@@ -294,9 +294,11 @@ impl Machine {
         if self.checks.returned.as_ref().is_some_and(|(refusal, _)| !is_refused(refusal.generation.root)) {
             self.checks.returned = None;
         }
-        let failed = self.checks.status.as_ref().filter(|status| {
-            matches!(status.outcome, CheckOutcome::Failed | CheckOutcome::FailedOnBoth)
-        });
+        let failed = self
+            .checks
+            .status
+            .as_ref()
+            .filter(|status| matches!(status.outcome, CheckOutcome::Failed | CheckOutcome::FailedOnBoth));
         if failed.is_some_and(|status| !is_live(status.root) && !is_refused(status.root)) {
             self.checks.status = None;
         }
